@@ -1,0 +1,1 @@
+"""Benchmarks against peers and floors; raw rows stay under ``results/<device>/``."""

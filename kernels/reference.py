@@ -1,0 +1,200 @@
+"""The oracle: one plain eager function per op. Slow, and right by inspection; tests and gates compare with it.
+
+Shapes at this layer are canonical, so that implementations need no special cases (``fastvq.functional`` brings
+users' shapes into this form and back):
+
+* ``x`` (G, R1, R2, D): G groups, two row axes, any strides; float16, bfloat16, float32 or float64.
+* ``codebook`` (G, K, D): float32, or float64 exactly when ``x`` is float64. ``codebooks`` (G, Q, K, D).
+* ``indices`` (G, R1, R2) or, for lookup, (G, R1, R2, Q): int64; -1 is a hole.
+* ``mask`` (G, R1, R2): bool, True where a row is valid, or None.
+
+Results keep the rows outermost in memory: ``indices`` (G, R1, R2) is a view of (R1, R2, G) storage, a looked-up
+(G, R1, R2, D) one of (R1, R2, G, D), so that grouped results reshape to (N, G) and (N, G*D) without a copy.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+METRICS = ("l2", "cosine", "dot")
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """Rows over their Euclidean norm: the norm in float64 with d ascending, the quotient rounded once to float32.
+
+    float64 rows stay float64. A zero row stays zero.
+    """
+    x64 = x.double()
+    square = torch.zeros(x.shape[:-1], dtype=torch.float64, device=x.device)
+    for d in range(x.shape[-1]):
+        square = square + x64[..., d] * x64[..., d]
+    norm = square.sqrt().unsqueeze(-1)
+    unit = torch.where(norm > 0, x64 / norm, torch.zeros_like(x64))
+    return unit if x.dtype == torch.float64 else unit.float()
+
+
+def oracle_cost(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
+    """The oracle's cost (smaller is nearer) of every code for every row, in float64.
+
+    l2: sum_d (x_d - c_d)^2; dot: -sum_d x_d c_d; cosine: -sum_d of the product of :func:`unit_rows`. Always d
+    ascending, one rounding per operation (eager torch fuses nothing), on the inputs as given.
+
+    Args:
+        x: (G, R1, R2, D).
+        codebook: (G, K, D).
+
+    Returns:
+        (G, R1, R2, K) float64.
+    """
+    if metric == "cosine":
+        x, codebook = unit_rows(x), unit_rows(codebook)
+    x64, c64 = x.double(), codebook.double()[:, None, None]
+    cost = torch.zeros(*x.shape[:-1], codebook.shape[-2], dtype=torch.float64, device=x.device)
+    for d in range(x.shape[-1]):
+        if metric == "l2":
+            difference = x64[..., d : d + 1] - c64[..., d]
+            cost = cost + difference * difference
+        else:
+            cost = cost - x64[..., d : d + 1] * c64[..., d]
+    return cost
+
+
+def nearest(
+    x: Tensor, codebook: Tensor, mask: Tensor | None, metric: str = "l2", precision: str = "exact"
+) -> tuple[Tensor, Tensor]:
+    """The nearest code of every row by :func:`oracle_cost`; of equal costs the lowest index.
+
+    A row with a non-finite entry gets index -1 and distance NaN, a masked one index -1 and distance 0. A code
+    with a non-finite entry is never chosen; where no code is left the row counts as non-finite.
+
+    Returns:
+        indices (G, R1, R2) int64, and distances (G, R1, R2) in float32 (float64 for float64): the squared
+        Euclidean distance for l2, 1 - cosine for cosine, the score for dot.
+    """
+    del precision  # the reference is exact in every mode
+    out_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    cost = oracle_cost(x, codebook, metric)
+    cost = torch.where(cost.isfinite(), cost, torch.full_like(cost, float("inf")))
+    best = cost.amin(-1, keepdim=True)
+    position = torch.arange(codebook.shape[-2], device=x.device).expand_as(cost)
+    indices = torch.where(cost == best, position, codebook.shape[-2]).amin(-1)
+    distances = {"l2": best, "dot": -best, "cosine": 1 + best}[metric].squeeze(-1)
+
+    usable = x.isfinite().all(-1) & best.squeeze(-1).isfinite()
+    indices = torch.where(usable, indices, -1)
+    distances = torch.where(usable, distances, float("nan")).to(out_dtype)
+    if mask is not None:
+        indices = torch.where(mask, indices, -1)
+        distances = torch.where(mask, distances, 0.0)
+    return rows_outermost(indices), rows_outermost(distances)
+
+
+def segment_sum(x: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
+    """Sums the rows of each code, in float64, rounded once.
+
+    Args:
+        x: (G, R1, R2, D).
+        indices: (G, R1, R2) in [-1, num_codes); -1 is left out.
+
+    Returns:
+        sums (G, K, D) and counts (G, K), float32 (float64 for float64).
+
+    Raises:
+        IndexError: an index outside [-1, num_codes). (On a GPU such rows are left out: raising would need a sync.)
+    """
+    check_indices(indices, num_codes)
+    groups, _, _, dim = x.shape
+    out_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    sums = torch.zeros(groups, num_codes, dim, dtype=torch.float64, device=x.device)
+    counts = torch.zeros(groups, num_codes, dtype=torch.float64, device=x.device)
+    for group in range(groups):
+        index = indices[group].reshape(-1)
+        kept = index >= 0
+        sums[group].index_add_(0, index[kept], x[group].reshape(-1, dim)[kept].double())
+        counts[group].index_add_(0, index[kept], torch.ones_like(index[kept], dtype=torch.float64))
+    return sums.to(out_dtype), counts.to(out_dtype)
+
+
+def ema_update_(
+    codebook: Tensor,
+    embed_sum: Tensor,
+    cluster_size: Tensor,
+    sums: Tensor,
+    counts: Tensor,
+    decay: float,
+    eps: float,
+    smoothing: str,
+    normalize: bool,
+    dead_below: float,
+    relative: bool,
+) -> Tensor:
+    """One exponential-moving-average step of a codebook, in place (VQ-VAE, van den Oord et al. 2017, appendix A.1).
+
+    n <- decay n + (1 - decay) counts and m <- decay m + (1 - decay) sums; then c = m / n' with n' = n, or with
+    Laplace smoothing n' = (n + eps) / (sum n + K eps) * sum n. Codes with n' = 0 keep their value. ``normalize``
+    puts the codes on the unit sphere.
+
+    Args:
+        codebook, embed_sum, sums: (G, K, D). cluster_size, counts: (G, K). All of one dtype, contiguous.
+        smoothing: "laplace" or "none".
+        dead_below: a code is dead where its new n is below this; with ``relative`` below this share of its
+            group's mean n.
+
+    Returns:
+        dead (G, K), bool.
+    """
+    cluster_size.mul_(decay).add_(counts, alpha=1 - decay)
+    embed_sum.mul_(decay).add_(sums, alpha=1 - decay)
+    total = cluster_size.sum(-1, keepdim=True)
+    size = cluster_size
+    if smoothing == "laplace":
+        size = (cluster_size + eps) / (total + cluster_size.shape[-1] * eps) * total
+    size = size.unsqueeze(-1)
+    codes = torch.where(size > 0, embed_sum / size, codebook)
+    if normalize:
+        codes = codes / codes.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(codes.dtype).tiny)
+    codebook.copy_(codes)
+    threshold = dead_below * (total / cluster_size.shape[-1] if relative else torch.ones_like(total))
+    return cluster_size < threshold
+
+
+def lookup(indices: Tensor, codebooks: Tensor) -> Tensor:
+    """Sums the chosen codes over the stages, left to right in the codebooks' dtype; -1 adds nothing.
+
+    Args:
+        indices: (G, R1, R2, Q) in [-1, K).
+        codebooks: (G, Q, K, D).
+
+    Returns:
+        (G, R1, R2, D) in the codebooks' dtype.
+
+    Raises:
+        IndexError: as :func:`segment_sum`.
+    """
+    check_indices(indices, codebooks.shape[-2])
+    groups, stages, _, dim = codebooks.shape
+    out = torch.zeros(*indices.shape[:-1], dim, dtype=codebooks.dtype, device=codebooks.device)
+    group = torch.arange(groups, device=codebooks.device)[:, None, None]
+    for stage in range(stages):
+        index = indices[..., stage]
+        codes = codebooks[group, stage, index.clamp_min(0)]
+        out = torch.where((index >= 0).unsqueeze(-1), out + codes, out)
+    return rows_outermost(out)
+
+
+def check_indices(indices: Tensor, num_codes: int) -> None:
+    """Raises IndexError for CPU indices outside [-1, num_codes)."""
+    if indices.device.type != "cpu" or indices.numel() == 0:
+        return
+    low, high = int(indices.min()), int(indices.max())
+    if low < -1 or high >= num_codes:
+        worst = low if low < -1 else high
+        raise IndexError(f"indices must lie in [-1, {num_codes}), got {worst}: these indices belong to another codebook")
+
+
+def rows_outermost(result: Tensor) -> Tensor:
+    """The same values with storage in the order (R1, R2, G, ...)."""
+    order = [1, 2, 0, *range(3, result.dim())]
+    back = [2, 0, 1, *range(3, result.dim())]
+    return result.permute(order).contiguous().permute(back)
