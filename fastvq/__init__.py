@@ -1,0 +1,30 @@
+"""Vector quantization for PyTorch, as single fused kernels under drop-in modules."""
+
+from . import codes, functional, metrics, ops
+from ._version import __version__
+from .codebook import Codebook
+from .estimators import RotationTrick, StraightThrough
+from .grouped import GroupedVQ, Quantized
+from .rules import EMA, AbsoluteUsage, CodebookRules, Frozen, KMeansInit, RandomInit, RelativeUsage
+from .vector_quantize import VectorQuantize
+
+__all__ = [
+    "EMA",
+    "AbsoluteUsage",
+    "Codebook",
+    "CodebookRules",
+    "Frozen",
+    "GroupedVQ",
+    "KMeansInit",
+    "Quantized",
+    "RandomInit",
+    "RelativeUsage",
+    "RotationTrick",
+    "StraightThrough",
+    "VectorQuantize",
+    "__version__",
+    "codes",
+    "functional",
+    "metrics",
+    "ops",
+]

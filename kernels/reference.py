@@ -17,20 +17,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._layout import check_indices, rows_outermost
+
 METRICS = ("l2", "cosine", "dot")
 
 
 def unit_rows(x: Tensor) -> Tensor:
     """Rows over their Euclidean norm: the norm in float64 with d ascending, the quotient rounded once to float32.
 
-    float64 rows stay float64. A zero row stays zero.
+    float64 rows stay float64. A zero row stays zero, a row with NaN or inf has NaN.
     """
     x64 = x.double()
     square = torch.zeros(x.shape[:-1], dtype=torch.float64, device=x.device)
     for d in range(x.shape[-1]):
         square = square + x64[..., d] * x64[..., d]
     norm = square.sqrt().unsqueeze(-1)
-    unit = torch.where(norm > 0, x64 / norm, torch.zeros_like(x64))
+    unit = torch.where(norm == 0, torch.zeros_like(x64), x64 / norm)
     return unit if x.dtype == torch.float64 else unit.float()
 
 
@@ -181,20 +183,3 @@ def lookup(indices: Tensor, codebooks: Tensor) -> Tensor:
         codes = codebooks[group, stage, index.clamp_min(0)]
         out = torch.where((index >= 0).unsqueeze(-1), out + codes, out)
     return rows_outermost(out)
-
-
-def check_indices(indices: Tensor, num_codes: int) -> None:
-    """Raises IndexError for CPU indices outside [-1, num_codes)."""
-    if indices.device.type != "cpu" or indices.numel() == 0:
-        return
-    low, high = int(indices.min()), int(indices.max())
-    if low < -1 or high >= num_codes:
-        worst = low if low < -1 else high
-        raise IndexError(f"indices must lie in [-1, {num_codes}), got {worst}: these indices belong to another codebook")
-
-
-def rows_outermost(result: Tensor) -> Tensor:
-    """The same values with storage in the order (R1, R2, G, ...)."""
-    order = [1, 2, 0, *range(3, result.dim())]
-    back = [2, 0, 1, *range(3, result.dim())]
-    return result.permute(order).contiguous().permute(back)

@@ -1,0 +1,276 @@
+"""The public ops: validate, dispatch, wrap. Each is one kernel launch where a fused implementation exists.
+
+Shapes: the leading group axis G may be left out of all operands together; R stands for one or two row axes, read
+through their strides, so that (N, G*D) activations and (B, C, T) feature maps are searched in place. ``impl`` names
+the implementation: ``"auto"`` takes Triton on CUDA, C++ on a CPU with a compiler, tiled torch otherwise; another
+value is taken at its word or raises ``RuntimeError``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import ops as _ops  # noqa: F401  registers the torch.ops that this module calls
+from . import sampling
+from . import validation as check
+
+
+class Nearest(NamedTuple):
+    """Codes and how far they are: indices (G, *R) int64, distances (G, *R) float32 or float64."""
+
+    indices: Tensor
+    distances: Tensor
+
+
+class SegmentSum(NamedTuple):
+    """Rows summed by code: sums (G, K, D) and counts (G, K), float32 or float64."""
+
+    sums: Tensor
+    counts: Tensor
+
+
+class KMeans(NamedTuple):
+    """A fitted codebook (G, K, D), the rows' indices (G, N), and inertia (G,), the sum of squared distances."""
+
+    codebook: Tensor
+    indices: Tensor
+    inertia: Tensor
+
+
+def nearest(
+    x: Tensor,
+    codebook: Tensor,
+    *,
+    metric: str = "l2",
+    mask: Tensor | None = None,
+    precision: str = "exact",
+    impl: str = "auto",
+) -> Nearest:
+    """The nearest code of every row.
+
+    ``precision="exact"`` returns the code with the smallest cost in float64 arithmetic on the inputs as given, the
+    lowest index among equals, whatever the implementation (the oracle in ``kernels/reference.py``).
+    ``precision="fast"`` skips the re-scoring of close calls: where two codes are closer together than the rounding
+    of a float32 matrix product it may return the other.
+
+    Args:
+        x: (G, *R, D) or (*R, D) rows; float16, bfloat16, float32 or float64.
+        codebook: (G, K, D) or (K, D); float64 exactly when x is.
+        metric: "l2" (squared Euclidean distance), "cosine" (1 - cosine) or "dot" (score, larger wins).
+        mask: bool, broadcasts to (G, *R) or (*R); False rows get index -1 and distance 0.
+        precision: "exact" or "fast".
+        impl: see the module.
+
+    Returns:
+        indices and distances, (G, *R) or (*R). A row that is not finite gets index -1 and distance NaN. Distances
+        carry gradients to x and codebook.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit. RuntimeError: an ``impl`` that cannot run here.
+    """
+    check.floating("x", x)
+    check.floating("codebook", codebook)
+    check.codebook_shape(codebook)
+    check.rows_shape(x, codebook)
+    check.double_agrees(x, codebook)
+    check.mask_shape(mask, x.shape[:-1])
+    check.same_device(x=x, codebook=codebook, mask=mask)
+    check.choice("metric", metric, check.METRICS)
+    check.choice("precision", precision, check.PRECISIONS)
+
+    shape = x.shape[:-1]
+    if codebook.dim() == 2:
+        x, codebook = x.unsqueeze(0), codebook.unsqueeze(0)
+    if codebook.dtype in (torch.float16, torch.bfloat16):
+        codebook = codebook.float()
+    rows = x if x.dim() == 4 else x.unsqueeze(1)
+    if mask is not None:
+        mask = mask.expand(shape).reshape(rows.shape[:-1])
+    indices, distances = torch.ops.fastvq.nearest(rows, codebook, mask, metric, precision, impl)
+    return Nearest(indices.view(shape), distances.view(shape))
+
+
+def segment_sum(x: Tensor, indices: Tensor, num_codes: int, *, impl: str = "auto") -> SegmentSum:
+    """Sums and counts the rows of every code, in an order that depends on nothing but the rows.
+
+    Args:
+        x: (G, *R, D) or (*R, D) with one or two row axes.
+        indices: (G, *R) or (*R) int64 in [-1, num_codes); -1 is left out.
+        num_codes: K.
+        impl: see the module.
+
+    Returns:
+        sums (G, K, D) and counts (G, K), without G where the operands had none: 2-D x has no G, 4-D x has one, and
+        3-D x is (G, N, D); write (1, N1, N2, D) for two row axes without groups.
+
+    Raises:
+        IndexError: an index outside the range, on a CPU. TypeError, ValueError: arguments that do not fit.
+    """
+    check.floating("x", x)
+    check.integer("indices", indices)
+    check.positive("num_codes", num_codes)
+    if x.dim() not in (2, 3, 4):
+        raise ValueError(f"x must be (N, D), (G, N, D) or (G, N1, N2, D), got shape {tuple(x.shape)}")
+    check.equal_shape("indices", indices, x.shape[:-1])
+    check.same_device(x=x, indices=indices)
+    grouped = x.dim() > 2
+    if not grouped:
+        x, indices = x.unsqueeze(0), indices.unsqueeze(0)
+    if x.dim() == 3:
+        x, indices = x.unsqueeze(1), indices.unsqueeze(1)
+    sums, counts = torch.ops.fastvq.segment_sum(x, indices, num_codes, impl)
+    return SegmentSum(sums, counts) if grouped else SegmentSum(sums[0], counts[0])
+
+
+def ema_update_(
+    codebook: Tensor,
+    embed_sum: Tensor,
+    cluster_size: Tensor,
+    sums: Tensor,
+    counts: Tensor,
+    *,
+    decay: float,
+    eps: float = 1e-5,
+    smoothing: str = "laplace",
+    normalize: bool = False,
+    dead_below: float = 0.0,
+    relative: bool = False,
+    impl: str = "auto",
+) -> Tensor:
+    """One exponential-moving-average step of a codebook, in place (van den Oord et al. 2017, appendix A.1).
+
+    Args:
+        codebook, embed_sum, sums: (G, K, D) or (K, D), contiguous, float32 or float64.
+        cluster_size, counts: (G, K) or (K,), of the same dtype.
+        decay: share of the old statistics that stays, in [0, 1].
+        eps: of the Laplace smoothing of cluster sizes.
+        smoothing: "laplace" or "none"; codes of size 0 keep their value.
+        normalize: put codes on the unit sphere.
+        dead_below: codes whose updated cluster size is below this are reported dead.
+        relative: count ``dead_below`` in units of the group's mean cluster size.
+        impl: see the module.
+
+    Returns:
+        dead, bool, shaped as cluster_size.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit.
+    """
+    check.floating("codebook", codebook)
+    check.codebook_shape(codebook)
+    if codebook.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"codebook must be float32 or float64, got {codebook.dtype}: statistics need the precision")
+    state = {"embed_sum": embed_sum, "sums": sums, "cluster_size": cluster_size, "counts": counts}
+    for name, tensor in state.items():
+        check.equal_shape(name, tensor, codebook.shape if name in ("embed_sum", "sums") else codebook.shape[:-1])
+        if tensor.dtype != codebook.dtype:
+            raise TypeError(f"{name} must have the codebook's dtype {codebook.dtype}, got {tensor.dtype}")
+    for name, tensor in (("codebook", codebook), ("embed_sum", embed_sum), ("cluster_size", cluster_size)):
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, because it is updated in place; call .contiguous() first")
+    check.same_device(codebook=codebook, **state)
+    check.unit_interval("decay", decay)
+    check.choice("smoothing", smoothing, check.SMOOTHINGS)
+    tensors = (codebook, embed_sum, cluster_size, sums, counts)
+    if codebook.dim() == 2:
+        tensors = tuple(t.unsqueeze(0) for t in tensors)  # type: ignore[assignment]
+    dead: Tensor = torch.ops.fastvq.ema_update_(
+        *tensors, decay, eps, smoothing, normalize, dead_below, relative, impl
+    )
+    return dead.view(cluster_size.shape)
+
+
+def lookup(indices: Tensor, codebooks: Tensor, *, impl: str = "auto") -> Tensor:
+    """The sum of the chosen codes over the stages, left to right in float32; -1 adds nothing.
+
+    The gradient of a codebook is deterministic: each code gets the sum of its rows' gradients by
+    :func:`segment_sum`.
+
+    Args:
+        indices: (G, *R, Q) or (*R, Q) int64 in [-1, K), one or two row axes.
+        codebooks: (G, Q, K, D) or (Q, K, D), float32 or float64.
+        impl: see the module.
+
+    Returns:
+        (G, *R, D) or (*R, D) in the codebooks' dtype.
+
+    Raises:
+        IndexError: an index outside the range, on a CPU. TypeError, ValueError: arguments that do not fit.
+    """
+    check.integer("indices", indices)
+    check.floating("codebooks", codebooks)
+    if codebooks.dim() not in (3, 4) or 0 in codebooks.shape:
+        raise ValueError(f"codebooks must be (Q, K, D) or (G, Q, K, D), got shape {tuple(codebooks.shape)}")
+    if codebooks.dtype not in (torch.float32, torch.float64):
+        codebooks = codebooks.float()
+    grouped = codebooks.dim() == 4
+    stages = codebooks.shape[-3]
+    if indices.dim() - grouped not in (2, 3) or indices.shape[-1] != stages:
+        form = "(G, N, Q) or (G, N1, N2, Q)" if grouped else "(N, Q) or (N1, N2, Q)"
+        raise ValueError(f"indices must be {form} with Q = {stages}, got shape {tuple(indices.shape)}")
+    if grouped and indices.shape[0] != codebooks.shape[0]:
+        raise ValueError(
+            f"indices must have the codebooks' {codebooks.shape[0]} groups first, got shape {tuple(indices.shape)}"
+        )
+    check.same_device(indices=indices, codebooks=codebooks)
+    shape = (*indices.shape[:-1], codebooks.shape[-1])
+    if not grouped:
+        indices, codebooks = indices.unsqueeze(0), codebooks.unsqueeze(0)
+    if indices.dim() == 3:
+        indices = indices.unsqueeze(1)
+    out: Tensor = torch.ops.fastvq.lookup(indices, codebooks, impl)
+    return out.view(shape)
+
+
+def kmeans(
+    x: Tensor,
+    num_codes: int,
+    *,
+    iters: int = 10,
+    init: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    impl: str = "auto",
+) -> KMeans:
+    """Lloyd's algorithm; a cluster that loses its rows keeps its centre.
+
+    Args:
+        x: (G, N, D) or (N, D).
+        num_codes: K. With fewer rows than codes, rows are repeated with a little noise.
+        iters: Lloyd steps.
+        init: centres to start from, (G, K, D) or (K, D); by default K rows drawn at random.
+        generator: for the draw.
+        impl: see the module.
+
+    Returns:
+        codebook (G, K, D), indices (G, N) and inertia (G,), without G where x had none.
+
+    Raises:
+        ValueError: no rows, or shapes that do not fit.
+    """
+    check.floating("x", x)
+    check.positive("num_codes", num_codes)
+    if x.dim() not in (2, 3):
+        raise ValueError(f"x must be (N, D) or (G, N, D), got shape {tuple(x.shape)}")
+    if x.shape[-2] == 0:
+        raise ValueError("x must have at least one row, got none: k-means needs data")
+    if iters < 0:
+        raise ValueError(f"iters must be at least 0, got {iters}")
+    grouped = x.dim() == 3
+    rows = x if grouped else x.unsqueeze(0)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if init is None:
+        centres = sampling.draw_rows(rows.unsqueeze(1), None, num_codes, generator).to(dtype)
+    else:
+        centres = (init if init.dim() == 3 else init.unsqueeze(0)).to(dtype).clone()
+        check.equal_shape("init", centres, (rows.shape[0], num_codes, x.shape[-1]))
+    for _ in range(iters):
+        indices = nearest(rows, centres, impl=impl).indices
+        sums, counts = segment_sum(rows, indices, num_codes, impl=impl)
+        counts = counts.unsqueeze(-1)
+        centres = torch.where(counts > 0, sums / counts.clamp_min(1), centres)
+    indices, distances = nearest(rows, centres, impl=impl)
+    inertia = torch.where(indices >= 0, distances, 0).sum(-1)
+    return KMeans(centres, indices, inertia) if grouped else KMeans(centres[0], indices[0], inertia[0])

@@ -1,0 +1,135 @@
+"""How a codebook starts, follows its rows, and gives up codes: small objects that compose into CodebookRules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from . import functional as F
+from . import sampling
+from . import validation as check
+
+
+class Initialiser(Protocol):
+    """Makes a first codebook from the first training batch."""
+
+    def __call__(self, x: Tensor, valid: Tensor | None, num_codes: int) -> Tensor:
+        """x (G, R1, R2, D), valid (R1, R2) or None -> codebook (G, K, D)."""
+        ...
+
+
+@dataclass(frozen=True)
+class RandomInit:
+    """Rows of the first training batch, drawn at random."""
+
+    def __call__(self, x: Tensor, valid: Tensor | None, num_codes: int) -> Tensor:
+        return sampling.draw_rows(x, valid, num_codes)
+
+
+@dataclass(frozen=True)
+class KMeansInit:
+    """k-means on the first training batch.
+
+    Args:
+        iters: Lloyd steps.
+        max_rows: at most this many rows are used, drawn at random.
+    """
+
+    iters: int = 10
+    max_rows: int = 65536
+
+    def __post_init__(self) -> None:
+        if self.iters < 0:
+            raise ValueError(f"iters must be at least 0, got {self.iters}")
+        check.positive("max_rows", self.max_rows)
+
+    def __call__(self, x: Tensor, valid: Tensor | None, num_codes: int) -> Tensor:
+        centres = sampling.draw_rows(x, valid, num_codes)
+        number = x.shape[1] * x.shape[2]
+        if number > self.max_rows or valid is not None:
+            rows = sampling.draw_rows(x, valid, min(number, self.max_rows))
+        else:
+            rows = x.detach().flatten(1, 2)
+        return F.kmeans(rows, num_codes, iters=self.iters, init=centres).codebook
+
+
+@dataclass(frozen=True)
+class EMA:
+    """Codes follow the exponential moving average of their rows (van den Oord et al. 2017, appendix A.1).
+
+    Args:
+        decay: share of the old statistics that stays at each step.
+        eps: of the Laplace smoothing.
+        smoothing: "laplace" or "none".
+    """
+
+    decay: float = 0.99
+    eps: float = 1e-5
+    smoothing: str = "laplace"
+
+    def __post_init__(self) -> None:
+        check.unit_interval("decay", self.decay)
+        check.choice("smoothing", self.smoothing, check.SMOOTHINGS)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Codes never change."""
+
+
+@dataclass(frozen=True)
+class RelativeUsage:
+    """A code is dead where its cluster size falls below a share of its group's mean; a row of the batch replaces it.
+
+    The threshold moves with the batch, so it means the same at any ratio of rows to codes.
+
+    Args:
+        threshold: share of the mean cluster size below which a code is dead.
+        reset: share of the mean cluster size that a replaced code starts with.
+    """
+
+    threshold: float = 0.1
+    reset: float = 1.0
+    relative = True
+
+    def __post_init__(self) -> None:
+        check.unit_interval("threshold", self.threshold)
+
+
+@dataclass(frozen=True)
+class AbsoluteUsage:
+    """A code is dead where its cluster size falls below a fixed number of rows, as the literature has it.
+
+    With fewer than four rows a code in a batch the usual threshold of 1 resets most codes at every step;
+    :class:`RelativeUsage` does not.
+
+    Args:
+        threshold: cluster size below which a code is dead.
+        reset: cluster size that a replaced code starts with.
+    """
+
+    threshold: float = 1.0
+    reset: float = 1.0
+    relative = False
+
+    def __post_init__(self) -> None:
+        if self.threshold < 0:
+            raise ValueError(f"threshold must be at least 0, got {self.threshold}")
+
+
+@dataclass(frozen=True)
+class CodebookRules:
+    """How a codebook is initialised, updated, and rid of dead codes.
+
+    Args:
+        update: :class:`EMA` or :class:`Frozen`.
+        init: :class:`KMeansInit`, :class:`RandomInit`, any callable of that form, or None to keep the random normal
+            codes that the module is made with.
+        dead: :class:`RelativeUsage`, :class:`AbsoluteUsage`, or None to keep dead codes.
+    """
+
+    update: EMA | Frozen = field(default_factory=EMA)
+    init: Initialiser | None = field(default_factory=KMeansInit)
+    dead: RelativeUsage | AbsoluteUsage | None = field(default_factory=RelativeUsage)

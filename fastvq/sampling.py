@@ -1,0 +1,43 @@
+"""Draws rows of a batch as codes, without a host sync."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def draw_rows(x: Tensor, valid: Tensor | None, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draws ``count`` valid rows for each group, stratified over the batch, so distinct where there are enough.
+
+    With fewer valid rows than ``count`` rows repeat; repeats get noise of 1 % of the drawn rows' standard
+    deviation, since two equal codes would never part.
+
+    Args:
+        x: (G, R1, R2, D).
+        valid: (R1, R2) bool or None for all.
+        count: how many, K.
+        generator: for the draw.
+
+    Returns:
+        (G, K, D) in x's dtype, detached.
+    """
+    x = x.detach()
+    groups, rows1, rows2 = x.shape[:3]
+    device = x.device
+    u = torch.rand(groups, count, device=device, generator=generator)
+    shift = torch.randint(count, (groups, 1), device=device, generator=generator)
+    stratum = (torch.arange(count, device=device) + shift) % count
+    number = torch.tensor(rows1 * rows2, device=device) if valid is None else valid.sum()
+    # Stratum s covers the rows s N // K up to (s + 1) N // K; with N < K some are empty and take the row before.
+    first = stratum * number // count
+    width = (stratum + 1) * number // count - first
+    position = (first + (u * width).long()).minimum(number - 1).clamp_min(0)
+    if valid is not None:
+        position = torch.argsort((~valid.reshape(-1)).to(torch.uint8), stable=True)[position]
+    group = torch.arange(groups, device=device)[:, None]
+    drawn = x[group, position // rows2, position % rows2]
+    if valid is None and rows1 * rows2 >= count:
+        return drawn
+    noise = torch.randn(drawn.shape, device=device, generator=generator).to(x.dtype)
+    spread = drawn.float().std(dim=1, keepdim=True, correction=0).clamp_min(1e-6).to(x.dtype)
+    return torch.where((width == 0).unsqueeze(-1), drawn + 0.01 * spread * noise, drawn)
