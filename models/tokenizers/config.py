@@ -1,0 +1,123 @@
+"""Sizes of a :class:`~fastvq.models.tokenizers.motion_vqvae.MotionVQVAE`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from fastvq.models.errors import UserError
+from fastvq.models.nn.autoencoder import Activation
+
+FORMAT = "fastvq-motion-vqvae/1"
+OTHER_KEYS = ("format", "kind", "training")
+
+
+@dataclass(frozen=True)
+class MotionVQVAEConfig:
+    """Sizes and quantizer settings; the defaults are the published 73 M parameter model's.
+
+    Raises:
+        UserError: a value that no model can have, naming it.
+    """
+
+    input_dim: int = 272
+    """Features of a frame."""
+    width: int = 1024
+    """Channels of the convolutions."""
+    output_dim: int = 512
+    """Channels of a latent, split evenly into the groups."""
+    groups: int = 64
+    """Codebooks; each quantizes its own slice of the latent."""
+    codebook_size: int = 512
+    """Codes in each codebook."""
+    down_stages: int = 2
+    """Halvings of the frame rate."""
+    depth: int = 3
+    """Residual blocks per stage."""
+    dilation_growth: int = 3
+    """Ratio of the dilations of neighbouring residual blocks."""
+    activation: Activation = "relu"
+    """Non-linearity."""
+    decay: float = 0.99
+    """Decay of the codebooks' moving averages."""
+    dead_below: float = 0.1
+    """A code used less than this share of the mean is replaced."""
+    commitment_weight: float = 0.02
+    """Weight of the commitment loss."""
+    fps: float = 30.0
+    """Frame rate of the motion."""
+
+    def __post_init__(self) -> None:
+        for name in ("input_dim", "width", "output_dim", "groups", "codebook_size", "depth", "dilation_growth"):
+            check_integer(name, getattr(self, name), 1)
+        check_integer("down_stages", self.down_stages, 0)
+        if self.output_dim % self.groups:
+            raise UserError(
+                f"output_dim must be a multiple of groups, got output_dim={self.output_dim} and "
+                f"groups={self.groups}: choose groups that divide {self.output_dim}"
+            )
+        if self.activation not in get_args(Activation):
+            raise UserError(f"activation must be one of {', '.join(get_args(Activation))}, got {self.activation!r}")
+        check_number("decay", self.decay, 0, 1, below=True)
+        check_number("dead_below", self.dead_below, 0, 1, below=True)
+        check_number("commitment_weight", self.commitment_weight, 0)
+        check_number("fps", self.fps, 0, above=True)
+
+    @property
+    def downsample(self) -> int:
+        """Frames of one token."""
+        return 2**self.down_stages
+
+    @property
+    def code_dim(self) -> int:
+        """Channels of one code."""
+        return self.output_dim // self.groups
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``config.json`` holds about the model."""
+        return {"format": FORMAT, "kind": "motion-vqvae", **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "config.json") -> MotionVQVAEConfig:
+        """The inverse of :meth:`to_dict`; a key that is absent keeps its default.
+
+        Raises:
+            UserError: another format, an unknown key, a wrong value.
+        """
+        written_as = values.get("format", FORMAT)
+        if written_as != FORMAT:
+            raise UserError(
+                f"{source} has the format {written_as!r}, and this version of fastvq reads {FORMAT!r}: "
+                "use the version of fastvq that wrote it"
+            )
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known - set(OTHER_KEYS))
+        if unknown:
+            raise UserError(
+                f"{source} has keys that a motion-vqvae does not know: {', '.join(unknown)}; "
+                "pass config=MotionVQVAEConfig(...) to from_pretrained to replace the file"
+            )
+        return cls(**{name: values[name] for name in values if name in known})
+
+
+def check_integer(name: str, value: object, low: int) -> None:
+    """Raises a UserError unless ``value`` is an integer of at least ``low``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise UserError(f"{name} must be an integer of at least {low}, got {value!r}")
+
+
+def check_number(
+    name: str, value: object, low: float, high: float = math.inf, *, above: bool = False, below: bool = False
+) -> None:
+    """Raises a UserError unless ``value`` is a finite number within the bounds (excluded by above, below)."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        inside = (low < value if above else low <= value) and (value < high if below else value <= high)
+        if inside:
+            return
+    bounds = f"{'above' if above else 'at least'} {low:g}"
+    if high != math.inf:
+        bounds += f" and {'below' if below else 'at most'} {high:g}"
+    raise UserError(f"{name} must be a number {bounds}, got {value!r}")
