@@ -231,6 +231,7 @@ def kmeans(
     *,
     iters: int = 10,
     init: Tensor | None = None,
+    mask: Tensor | None = None,
     generator: torch.Generator | None = None,
     impl: str = "auto",
 ) -> KMeans:
@@ -241,6 +242,7 @@ def kmeans(
         num_codes: K. With fewer rows than codes, rows are repeated with a little noise.
         iters: Lloyd steps.
         init: centres to start from, (G, K, D) or (K, D); by default K rows drawn at random.
+        mask: (N,) bool, True where a row counts.
         generator: for the draw.
         impl: see the module.
 
@@ -259,18 +261,21 @@ def kmeans(
     if iters < 0:
         raise ValueError(f"iters must be at least 0, got {iters}")
     grouped = x.dim() == 3
+    check.mask_shape(mask, x.shape[-2:-1])
     rows = x if grouped else x.unsqueeze(0)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     if init is None:
-        centres = sampling.draw_rows(rows.unsqueeze(1), None, num_codes, generator).to(dtype)
+        centres = sampling.draw_rows(
+            rows.unsqueeze(1), None if mask is None else mask.unsqueeze(0), num_codes, generator
+        ).to(dtype)
     else:
         centres = (init if init.dim() == 3 else init.unsqueeze(0)).to(dtype).clone()
         check.equal_shape("init", centres, (rows.shape[0], num_codes, x.shape[-1]))
     for _ in range(iters):
-        indices = nearest(rows, centres, impl=impl).indices
+        indices = nearest(rows, centres, mask=mask, impl=impl).indices
         sums, counts = segment_sum(rows, indices, num_codes, impl=impl)
         counts = counts.unsqueeze(-1)
         centres = torch.where(counts > 0, sums / counts.clamp_min(1), centres)
-    indices, distances = nearest(rows, centres, impl=impl)
+    indices, distances = nearest(rows, centres, mask=mask, impl=impl)
     inertia = torch.where(indices >= 0, distances, 0).sum(-1)
     return KMeans(centres, indices, inertia) if grouped else KMeans(centres[0], indices[0], inertia[0])

@@ -96,7 +96,9 @@ class GroupedVQ(nn.Module):
         if self.training:
             self.codebooks.initialise_(rows, mask)
         indices, distances = self.codebooks.search(rows.detach(), mask)
-        codes = self.codebooks.lookup(indices)
+        # A row that is not finite has distance NaN, and NaN is what its quantized row becomes.
+        lost = torch.where(distances.isnan(), float("nan"), 0.0).to(distances.dtype)
+        codes = self.codebooks.lookup(indices) + lost.unsqueeze(-1)
         valid = indices >= 0
         if self.codebooks.metric != "l2":
             distances = (rows.detach().to(codes.dtype) - codes).square().sum(-1)
@@ -143,7 +145,7 @@ class GroupedVQ(nn.Module):
         rows = (1, shape[0]) if len(shape) == 1 else (shape[0], shape[1:].numel())
         if mask is not None:
             mask = mask.expand(shape).reshape(rows)
-        return x.reshape(*rows, self.groups, -1).permute(2, 0, 1, 3), mask, shape
+        return x.reshape(*rows, self.groups, self.codebooks.dim).permute(2, 0, 1, 3), mask, shape
 
     def _restore(self, rows: Tensor, shape: torch.Size) -> Tensor:
         """(G, R1, R2, D) back to the input's layout."""

@@ -34,7 +34,7 @@ class KMeansInit:
 
     Args:
         iters: Lloyd steps.
-        max_rows: at most this many rows are used, drawn at random.
+        max_rows: at most this many rows are used, evenly spaced over the batch.
     """
 
     iters: int = 10
@@ -47,12 +47,10 @@ class KMeansInit:
 
     def __call__(self, x: Tensor, valid: Tensor | None, num_codes: int) -> Tensor:
         centres = sampling.draw_rows(x, valid, num_codes)
-        number = x.shape[1] * x.shape[2]
-        if number > self.max_rows or valid is not None:
-            rows = sampling.draw_rows(x, valid, min(number, self.max_rows))
-        else:
-            rows = x.detach().flatten(1, 2)
-        return F.kmeans(rows, num_codes, iters=self.iters, init=centres).codebook
+        step = -(-x.shape[1] * x.shape[2] // self.max_rows)
+        rows = x.detach().flatten(1, 2)[:, ::step]
+        mask = None if valid is None else valid.flatten()[::step]
+        return F.kmeans(rows, num_codes, iters=self.iters, init=centres, mask=mask).codebook
 
 
 @dataclass(frozen=True)

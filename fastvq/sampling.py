@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,8 +26,10 @@ def draw_rows(x: Tensor, valid: Tensor | None, count: int, generator: torch.Gene
     x = x.detach()
     groups, rows1, rows2 = x.shape[:3]
     device = x.device
-    u = torch.rand(groups, count, device=device, generator=generator)
-    shift = torch.randint(count, (groups, 1), device=device, generator=generator)
+    # Passing generator=None would pick an overload that torch.compile cannot trace at a symbolic size.
+    random: dict[str, Any] = {"device": device} if generator is None else {"device": device, "generator": generator}
+    u = torch.rand(groups, count, **random)
+    shift = torch.randint(count, (groups, 1), **random)
     stratum = (torch.arange(count, device=device) + shift) % count
     number = torch.tensor(rows1 * rows2, device=device) if valid is None else valid.sum()
     # Stratum s covers the rows s N // K up to (s + 1) N // K; with N < K some are empty and take the row before.
@@ -38,6 +42,8 @@ def draw_rows(x: Tensor, valid: Tensor | None, count: int, generator: torch.Gene
     drawn = x[group, position // rows2, position % rows2]
     if valid is None and rows1 * rows2 >= count:
         return drawn
-    noise = torch.randn(drawn.shape, device=device, generator=generator).to(x.dtype)
-    spread = drawn.float().std(dim=1, keepdim=True, correction=0).clamp_min(1e-6).to(x.dtype)
+    noise = torch.randn(drawn.shape, **random).to(x.dtype)
+    wide = drawn.float()
+    floor = 0.01 * wide.abs().mean(dim=1, keepdim=True) + 1e-6  # for rows that are all alike
+    spread = wide.std(dim=1, keepdim=True, correction=0).maximum(floor).to(x.dtype)
     return torch.where((width == 0).unsqueeze(-1), drawn + 0.01 * spread * noise, drawn)

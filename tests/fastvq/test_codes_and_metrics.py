@@ -1,0 +1,41 @@
+"""Packed codes and usage metrics."""
+
+import math
+
+import pytest
+import torch
+
+from fastvq import codes, metrics
+
+
+@pytest.mark.parametrize("K", [1, 2, 3, 255, 256, 511, 512, 1000, 65536])
+@pytest.mark.parametrize("shape", [(0,), (1,), (7, 3), (5, 4, 3)])
+def test_pack_round_trip(K, shape):
+    torch.manual_seed(0)
+    indices = torch.randint(-1, K, shape)
+    packed = codes.pack_codes(indices, K)
+    assert packed.numel() == math.ceil(indices.numel() * math.ceil(math.log2(K + 1)) / 8)
+    assert torch.equal(codes.unpack_codes(packed, K, shape), indices)
+
+
+def test_packing_is_least_significant_bit_first():
+    # Two bits a code, hole = 3: 1, 2, -1, 0 are 01, 10, 11, 00 from the low end up.
+    assert codes.pack_codes(torch.tensor([1, 2, -1, 0]), 3).tolist() == [0b00111001]
+
+
+def test_packing_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"\[-1, 4\)"):
+        codes.pack_codes(torch.tensor([4]), 4)
+    with pytest.raises(ValueError, match="uint8 values"):
+        codes.unpack_codes(torch.zeros(3, dtype=torch.uint8), 4, (2,))
+    with pytest.raises(ValueError, match="damaged"):
+        codes.unpack_codes(torch.tensor([7], dtype=torch.uint8), 4, (2,))
+
+
+def test_counts_perplexity_utilisation():
+    indices = torch.tensor([[0, 1], [0, -1], [1, 1], [1, 1]])
+    counts = metrics.code_counts(indices, 4)
+    assert counts.tolist() == [[2, 2, 0, 0], [0, 3, 0, 0]]
+    torch.testing.assert_close(metrics.perplexity(counts), torch.tensor([2.0, 1.0]))
+    assert metrics.utilisation(counts).tolist() == [0.5, 0.25]
+    assert metrics.perplexity(torch.zeros(1, 4, dtype=torch.int64)).tolist() == [0.0]

@@ -1,0 +1,77 @@
+"""The oracle itself, against small cases worked out by hand and against textbook formulas."""
+
+import pytest
+import torch
+
+from fastvq.kernels import reference
+
+
+def test_nearest_by_hand():
+    x = torch.tensor([[[[0.0, 0.0], [3.0, 4.0], [float("nan"), 0.0]]]])
+    codebook = torch.tensor([[[3.0, 4.0], [0.0, 1.0], [1.0, 0.0], [float("inf"), 0.0]]])
+    indices, distances = reference.nearest(x, codebook, None)
+    assert indices.tolist() == [[[1, 0, -1]]]  # (0, 1) and (1, 0) tie: the lower index
+    assert distances[0, 0, :2].tolist() == [1.0, 0.0]
+    assert distances[0, 0, 2].isnan()
+
+
+def test_mask_and_dot_and_cosine_by_hand():
+    x = torch.tensor([[[[1.0, 0.0], [0.0, 2.0]]]])
+    codebook = torch.tensor([[[10.0, 0.0], [1.0, 1.0], [0.0, 0.5]]])
+    mask = torch.tensor([[[True, False]]])
+    indices, score = reference.nearest(x, codebook, mask, "dot")
+    assert indices.tolist() == [[[0, -1]]]
+    assert score.tolist() == [[[10.0, 0.0]]]
+    indices, distance = reference.nearest(x, codebook, None, "cosine")
+    assert indices.tolist() == [[[0, 2]]]
+    assert distance.tolist() == [[[0.0, 0.0]]]
+
+
+def test_results_keep_rows_outermost():
+    x, codebook = torch.randn(4, 3, 5, 2), torch.randn(4, 7, 2)
+    indices, _ = reference.nearest(x, codebook, None)
+    assert indices.permute(1, 2, 0).is_contiguous()
+    out = reference.lookup(indices.unsqueeze(-1), codebook.unsqueeze(1))
+    assert out.permute(1, 2, 0, 3).is_contiguous()
+
+
+def test_segment_sum_is_one_hot_product():
+    torch.manual_seed(0)
+    x, indices = torch.randn(2, 3, 11, 5), torch.randint(-1, 7, (2, 3, 11))
+    sums, counts = reference.segment_sum(x, indices, 7)
+    one_hot = torch.nn.functional.one_hot(indices.clamp_min(0), 7) * (indices >= 0).unsqueeze(-1)
+    expected = torch.einsum("gabk,gabd->gkd", one_hot.double(), x.double())
+    torch.testing.assert_close(sums.double(), expected, rtol=2**-23, atol=2**-23)
+    assert torch.equal(counts, one_hot.sum((1, 2)).float())
+
+
+@pytest.mark.parametrize("smoothing", ["laplace", "none"])
+def test_ema_update(smoothing):
+    torch.manual_seed(0)
+    codebook, sums = torch.randn(2, 5, 3, dtype=torch.float64), torch.randn(2, 5, 3, dtype=torch.float64)
+    size, counts = torch.rand(2, 5, dtype=torch.float64) + 0.5, torch.tensor([[0.0, 1, 2, 3, 4]] * 2).double()
+    embed = codebook * size.unsqueeze(-1)
+    n = 0.9 * size + 0.1 * counts
+    m = 0.9 * embed + 0.1 * sums
+    total = n.sum(-1, keepdim=True)
+    divisor = (n + 1e-5) / (total + 5e-5) * total if smoothing == "laplace" else n
+    dead = reference.ema_update_(codebook, embed, size, sums, counts, 0.9, 1e-5, smoothing, False, 0.9, True)
+    torch.testing.assert_close(codebook, m / divisor.unsqueeze(-1))
+    torch.testing.assert_close(embed, m)
+    torch.testing.assert_close(size, n)
+    assert torch.equal(dead, n < 0.9 * n.mean(-1, keepdim=True))
+
+
+def test_codes_without_rows_keep_their_value():
+    codebook, embed, size = torch.ones(1, 2, 3), torch.zeros(1, 2, 3), torch.zeros(1, 2)
+    for smoothing in ("laplace", "none"):
+        zero = torch.zeros(1, 2, 3), torch.zeros(1, 2)
+        reference.ema_update_(codebook, embed, size, *zero, 0.9, 1e-5, smoothing, False, 0.0, False)
+        assert torch.equal(codebook, torch.ones(1, 2, 3))
+
+
+def test_lookup_sums_stages_left_to_right():
+    codebooks = torch.tensor([1e8, 1.0, -1e8]).view(1, 3, 1, 1)
+    assert reference.lookup(torch.zeros(1, 1, 1, 3, dtype=torch.int64), codebooks).item() == 0.0  # not 1.0
+    assert reference.lookup(torch.tensor([[[[0, -1, 0]]]]), codebooks).item() == 0.0
+    assert reference.lookup(torch.tensor([[[[-1, 0, -1]]]]), codebooks).item() == 1.0

@@ -1,0 +1,123 @@
+"""models -> fastvq -> kernels, never back; and importing fastvq needs next to nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYERS = {
+    "kernels": "fastvq.kernels",
+    "fastvq": "fastvq",
+    "models": "fastvq.models",
+    "benchmarks": "fastvq.benchmarks",
+}
+# What a folder's files may import of the project. "public" is fastvq without its private modules' insides.
+ALLOWED = {
+    "kernels": ("fastvq.kernels",),
+    "fastvq": ("fastvq.kernels", "fastvq"),
+    "models": ("fastvq.models", "fastvq"),
+    "benchmarks": ("fastvq.benchmarks", "fastvq.kernels", "fastvq.models", "fastvq"),
+}
+FORBIDDEN = {
+    "kernels": (),
+    "fastvq": ("fastvq.models", "fastvq.benchmarks"),
+    "models": ("fastvq.kernels", "fastvq.benchmarks"),
+    "benchmarks": (),
+}
+
+
+def project_imports(path: Path, package: str) -> set[str]:
+    """The modules of the project that a file imports, relative imports resolved."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parent = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parent, base]) if base else ".".join(parent)
+            found |= {base} | {f"{base}.{name.name}" for name in node.names}
+    return {name for name in found if name == "fastvq" or name.startswith("fastvq.")}
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+@pytest.mark.parametrize("folder", LAYERS)
+def test_imports_point_down(folder):
+    files = list((ROOT / folder).rglob("*.py"))
+    assert files
+    for path in files:
+        package = ".".join([LAYERS[folder], *path.relative_to(ROOT / folder).parent.parts])
+        for name in project_imports(path, package):
+            assert any(within(name, allowed) for allowed in ALLOWED[folder]), f"{path.name} imports {name}"
+            assert not any(within(name, bad) for bad in FORBIDDEN[folder]), f"{path.name} imports {name}"
+            if folder == "models" and not within(name, "fastvq.models"):
+                assert not any(part.startswith("_") for part in name.split(".")), f"{path.name} imports {name}"
+
+
+def test_implementations_do_not_import_each_other():
+    """triton and cpu import neither each other nor tiled; the reference imports none of them."""
+    others = {"triton", "cpu", "tiled"}
+    for folder in ("triton", "cpu"):
+        for path in (ROOT / "kernels" / folder).rglob("*.py"):
+            for name in project_imports(path, f"fastvq.kernels.{folder}"):
+                assert not any(within(name, f"fastvq.kernels.{other}") for other in others - {folder}), path.name
+    for module in ("reference", "tiled"):
+        for name in project_imports(ROOT / "kernels" / f"{module}.py", "fastvq.kernels"):
+            assert not any(within(name, f"fastvq.kernels.{other}") for other in others), module
+
+
+IMPORT = """
+import sys, pathlib
+sys.path.insert(0, {root!r})
+import fastvq._checkout
+fastvq._checkout.install(pathlib.Path({root!r}))
+import torch, time
+before = set(sys.modules)
+start = time.perf_counter()
+import fastvq
+new = {{name.split(".")[0] for name in set(sys.modules) - before}}
+assert not new & {{"triton", "ninja", "numba", "accelerate", "rich", "tyro", "scipy"}}, new
+assert "fastvq.kernels.triton" not in sys.modules and "fastvq.kernels.cpu" not in sys.modules
+{extra}
+"""
+
+
+def test_import_needs_no_triton_no_compiler_no_gpu(tmp_path):
+    """With Triton and ninja unimportable and no compiler on the path, fastvq imports and quantizes."""
+    for name in ("triton", "ninja"):
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is blocked')\n")
+    code = IMPORT.format(
+        root=str(ROOT), extra="print(fastvq.VectorQuantize(4, 8)(torch.randn(5, 4)).quantized.shape)"
+    )
+    environment = {"PATH": str(tmp_path), "PYTHONPATH": str(tmp_path), "FASTVQ_CACHE_DIR": str(tmp_path / "cache")}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "[5, 4]" in result.stdout
+
+
+def test_import_is_quick():
+    """Well under a second beyond torch's own import; the best of three, since the machine may be busy."""
+    code = IMPORT.format(root=str(ROOT), extra="print(time.perf_counter() - start)")
+    took = []
+    for _ in range(3):
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        took.append(float(result.stdout))
+    assert min(took) < 0.5
+
+
+def test_packages_refuse_other_names(tmp_path):
+    for folder in ("kernels", "models"):
+        code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {folder}"
+        result = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+        )
+        assert f"import this package as 'fastvq.{folder}'" in result.stderr
