@@ -1,0 +1,75 @@
+"""What this machine can do at most: fused multiply-adds and memory traffic, measured in the run that quotes them."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+# Twenty-four independent accumulators hide the latency of two multiply-add units of 4 cycles with room to spare.
+_SOURCE = r"""
+#include <stdint.h>
+typedef float vec __attribute__((vector_size(WIDTH * 4)));
+float run(int64_t rounds) {
+    vec a[24], x, y;
+    for (int j = 0; j < WIDTH; j++) { x[j] = 1.0f + j * 1e-7f; y[j] = 1e-9f * (j + 1); }
+    for (int i = 0; i < 24; i++) a[i] = x * (float)(i + 1);
+    for (int64_t r = 0; r < rounds; r++) {
+        #pragma GCC unroll 24
+        for (int i = 0; i < 24; i++) a[i] = a[i] * x + y;
+    }
+    float s = 0;
+    for (int i = 0; i < 24; i++) for (int j = 0; j < WIDTH; j++) s += a[i][j];
+    return s;
+}
+"""
+
+
+@functools.lru_cache(maxsize=1)
+def fma_rate() -> float | None:
+    """float32 operations per second of all of torch's threads together (a multiply-add is two); None if unmeasured.
+
+    The loop is compiled for this machine; without a compiler there is no figure and rows carry no floor.
+    """
+    width = {"AVX512": 16, "AVX2": 8}.get(torch.backends.cpu.get_cpu_capability().split(" ")[0], 4)
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder) / "fma.c", Path(folder) / "fma.so"
+        source.write_text(_SOURCE)
+        command = [os.environ.get("CC", "cc"), "-O3", "-march=native", "-ffp-contract=fast", f"-DWIDTH={width}"]
+        try:
+            subprocess.run(
+                [*command, "-shared", "-fPIC", str(source), "-o", str(library)], check=True, capture_output=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        run = ctypes.CDLL(str(library)).run
+        run.argtypes, run.restype = [ctypes.c_int64], ctypes.c_float
+        rounds, best = 2_000_000, 0.0
+        from concurrent.futures import ThreadPoolExecutor
+
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in range(7):
+                start = time.perf_counter()
+                list(pool.map(run, [rounds] * threads))
+                best = max(best, 2 * 24 * width * rounds * threads / (time.perf_counter() - start))
+    return best
+
+
+@functools.lru_cache(maxsize=1)
+def copy_rate() -> float:
+    """Bytes per second of a copy larger than the caches, read plus written."""
+    source = torch.ones(64 * 2**20 // 4 * 4)
+    target = torch.empty_like(source)
+    best = 0.0
+    for _ in range(7):
+        start = time.perf_counter()
+        target.copy_(source)
+        best = max(best, 2 * source.numel() * 4 / (time.perf_counter() - start))
+    return best

@@ -1,0 +1,157 @@
+"""Benchmark rows: one format, written as CSV, with what a reader needs to judge a figure."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import os
+import platform
+import subprocess
+import uuid
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+SCHEMA = "fastvq-bench/1"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One timing. Ratios are derived from rows of one ``run_id`` and never stored.
+
+    ``pass_`` (column ``pass``): search, train-forward, train-step, ... Either ``impl`` (ours) or ``peer``
+    is set. ``floor_ms`` is the least time that the hardware allows and ``floor_kind`` says which limit.
+    ``mismatch_rows`` counts rows whose code is worse than the oracle's; ``gate`` is "pass" or "fail".
+    """
+
+    op: str
+    pass_: str
+    shape: str
+    G: int
+    N: int
+    K: int
+    D: int
+    Q: int
+    dtype: str
+    precision: str
+    impl: str
+    peer: str
+    peer_version: str
+    reps: int
+    median_ms: float
+    p20_ms: float
+    p80_ms: float
+    floor_ms: float | None
+    floor_kind: str
+    peak_mib: float | None
+    mismatch_rows: int | None
+    gate: str
+
+
+ENVIRONMENT = (
+    "device",
+    "threads",
+    "cpu_flags",
+    "driver",
+    "torch",
+    "triton",
+    "python",
+    "commit",
+    "dirty",
+    "utc",
+    "run_id",
+)
+COLUMNS = ("schema", *(f.name.rstrip("_") for f in fields(Row)), *ENVIRONMENT)
+
+
+def write_rows(path: Path, rows: Iterable[Row], device: str = "cpu") -> None:
+    """Writes rows under one new ``run_id``; an existing file keeps its rows and gets these behind them.
+
+    Args:
+        path: the CSV file.
+        rows: the timings of one run.
+        device: "cpu" or a CUDA device.
+
+    Raises:
+        ValueError: the file has other columns than this version writes.
+    """
+    run = environment(device) | {"run_id": uuid.uuid4().hex[:12]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not path.exists()
+    if not fresh:
+        with path.open(newline="") as file:
+            header = tuple(next(csv.reader(file), ()))
+        if header != COLUMNS:
+            raise ValueError(f"{path.name} has other columns than schema {SCHEMA}: give another file")
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        for row in rows:
+            values = {name.rstrip("_"): value for name, value in asdict(row).items()}
+            for name in ("median_ms", "p20_ms", "p80_ms", "floor_ms", "peak_mib"):
+                if values[name] is not None:
+                    values[name] = f"{values[name]:.4g}"
+            writer.writerow({"schema": SCHEMA, **values, **run})
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, as text.
+
+    Raises:
+        ValueError: rows of another schema.
+    """
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        if row.get("schema") != SCHEMA:
+            raise ValueError(f"{path.name} holds schema {row.get('schema')!r}, this version reads {SCHEMA!r}")
+    return rows
+
+
+@lru_cache(maxsize=4)
+def environment(device: str = "cpu") -> dict[str, str]:
+    """Device, versions and commit of this run."""
+    root = Path(__file__).resolve().parent.parent
+    cuda = device.startswith("cuda")
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else cpu_name(),
+        "threads": str(torch.get_num_threads()),
+        "cpu_flags": torch.backends.cpu.get_cpu_capability(),
+        "driver": torch.version.cuda or "" if cuda else "",
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "python": platform.python_version(),
+        "commit": _git(root, "rev-parse", "--short=12", "HEAD"),
+        "dirty": str(bool(_git(root, "status", "--porcelain", "--untracked-files=no"))).lower(),
+        "utc": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name and its number of cores."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    return f"{name} ({os.cpu_count()} cores)"
+
+
+def _version(name: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _git(root: Path, *arguments: str) -> str:
+    result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+    return result.stdout.strip()

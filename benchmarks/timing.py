@@ -1,0 +1,48 @@
+"""Timing that can be believed: contenders take turns, so that a busy moment hits all of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Timing(NamedTuple):
+    """Milliseconds over ``reps`` calls."""
+
+    reps: int
+    median_ms: float
+    p20_ms: float
+    p80_ms: float
+
+
+def interleave(
+    contenders: dict[str, Callable[[], object]], *, reps: int = 9, seconds: float = 20.0
+) -> dict[str, Timing]:
+    """Times each contender ``reps`` times, one call of each per round, after one warm-up round.
+
+    Args:
+        contenders: name -> what to call.
+        reps: rounds; at least three are run.
+        seconds: no further round begins after this long.
+
+    Returns:
+        name -> timing.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    for call in contenders.values():
+        call()
+    begin = time.perf_counter()
+    for turn in range(reps):
+        for name, call in contenders.items():
+            start = time.perf_counter()
+            call()
+            taken[name].append(1e3 * (time.perf_counter() - start))
+        if turn >= 2 and time.perf_counter() - begin > seconds:
+            break
+    result = {}
+    for name, values in taken.items():
+        fifths = statistics.quantiles(values, n=5, method="inclusive")
+        result[name] = Timing(len(values), statistics.median(values), fifths[0], fifths[3])
+    return result
