@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
+
 from fastvq.models.errors import UserError
 from fastvq.models.nn.conv import ConvImplementation
 from fastvq.models.tokenizers.config import MotionVQVAEConfig, check_integer, check_number

@@ -1,0 +1,75 @@
+"""What tokenizers take from users: motions and tokens, checked with one clear sentence."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastvq.models.errors import UserError
+
+MIN_FRAMES = 4
+
+Motion = Tensor | np.ndarray
+
+
+def motion(values: Motion, width: int, name: str = "motion", axes: tuple[int, ...] = (2, 3)) -> Tensor:
+    """A valid motion as (B, T, width).
+
+    Args:
+        values: (T, width) or (B, T, width).
+        width: features of a frame.
+        name: how messages call it.
+        axes: how many axes it may have.
+
+    Raises:
+        UserError: another type or shape, fewer than 4 frames, or values that are not finite.
+    """
+    if not isinstance(values, (Tensor, np.ndarray)):
+        raise UserError(f"{name} must be a NumPy array or a tensor, got {type(values).__name__}")
+    if values.ndim not in axes or values.shape[-1] != width:
+        forms = " or ".join({2: f"(T, {width})", 3: f"(B, T, {width})"}[count] for count in axes)
+        raise UserError(f"{name} must have the shape {forms}, got {tuple(values.shape)}")
+    if values.shape[-2] < MIN_FRAMES or values.shape[0] < 1:
+        raise UserError(f"{name} must have at least {MIN_FRAMES} frames, got the shape {tuple(values.shape)}")
+    checked = torch.as_tensor(values)
+    finite = checked.isfinite().all(dim=-1)
+    if not bool(finite.all()):
+        where = (~finite).nonzero()[0].tolist()
+        raise UserError(
+            f"{name} must be finite, but frame {where[-1]} is not ({int((~finite).sum())} such frames); "
+            "cut them out or interpolate them"
+        )
+    return checked if checked.ndim == 3 else checked.unsqueeze(0)
+
+
+def tokens(values: Tensor | np.ndarray, groups: int, codebook_size: int) -> Tensor:
+    """Valid tokens as (groups, B, T') int64.
+
+    Args:
+        values: (groups, B, T') or (groups, T') integers in [-1, codebook_size).
+        groups, codebook_size: of the model.
+
+    Raises:
+        UserError: another type or shape, or codes that the model does not have.
+    """
+    if not isinstance(values, (Tensor, np.ndarray)):
+        raise UserError(f"tokens must be a tensor or a NumPy array, got {type(values).__name__}")
+    checked = torch.as_tensor(values)
+    if checked.is_floating_point() or checked.is_complex() or checked.dtype == torch.bool:
+        raise UserError(f"tokens must be integers, got {checked.dtype}")
+    if checked.ndim == 2:
+        checked = checked.unsqueeze(1)
+    if checked.ndim != 3 or checked.shape[0] != groups or 0 in checked.shape:
+        raise UserError(f"tokens must have the shape ({groups}, B, T') and not be empty, got {tuple(values.shape)}")
+    low, high = int(checked.min()), int(checked.max())
+    if low < -1 or high >= codebook_size:
+        raise UserError(f"tokens must lie in 0 to {codebook_size - 1}, or be -1 for a hole; got {low} to {high}")
+    return checked.long()
+
+
+def token_lengths(tokens: Tensor) -> Tensor:
+    """(B,) how many positions of (groups, B, T') tokens come before the end: up to the last one that has a code."""
+    present = (tokens >= 0).any(dim=0)
+    position = torch.arange(1, tokens.shape[2] + 1, device=tokens.device)
+    return (present * position).amax(dim=1)

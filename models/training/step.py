@@ -1,0 +1,78 @@
+"""One training step's forward pass: motions in, losses out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
+from fastvq.models.training.config import LossWeights, Precision
+from fastvq.models.training.losses import motion_loss
+from fastvq.models.training.sections import SectionTimer
+
+
+class StepLosses(NamedTuple):
+    """What a step yields.
+
+    Attributes:
+        total: scalar to minimise, with gradient.
+        terms: (6,), the unweighted terms of :data:`fastvq.models.training.losses.TERMS`.
+        smooth_l1: scalar, unweighted over all features.
+        commitment: scalar, the quantizer's loss with its weight.
+        indices: (B, T', groups).
+    """
+
+    total: Tensor
+    terms: Tensor
+    smooth_l1: Tensor
+    commitment: Tensor
+    indices: Tensor
+
+
+class TrainingStep(nn.Module):
+    """A model and its losses as one module, so that a data-parallel wrapper sees a single forward pass.
+
+    Only the convolutions run in 16 bits: the quantizer gets float32 latents, and the losses compare float32.
+
+    Args:
+        model: the tokenizer.
+        weights: of the losses.
+        precision: "fp32", or "bf16" for autocast in encoder and decoder.
+        timer: measures the sections.
+    """
+
+    def __init__(self, model: MotionVQVAE, weights: LossWeights, precision: Precision, timer: SectionTimer) -> None:
+        super().__init__()
+        self.model = model
+        self.weights = weights
+        self.autocast = precision == "bf16"
+        self.timer = timer
+
+    def forward(self, motion: Tensor, mask: Tensor | None = None) -> StepLosses:
+        """Reconstructs motions and compares.
+
+        Args:
+            motion: (B, T, 272), not normalised, T a multiple of the model's downsampling.
+            mask: (B, T), True where a frame is real, as :meth:`MotionVQVAE.collate` makes it; None for all.
+        """
+        model, timer = self.model, self.timer
+        target = model.normalise(motion)
+        with timer.section("encoder"), self._mixed(motion):
+            latents = model.encoder(target, mask)
+        with timer.section("quantizer"):
+            token_mask = None if mask is None else mask[:, :: model.config.downsample]
+            quantized, indices, commitment = model.quantizer(latents.to(target.dtype), token_mask)
+        with timer.section("decoder"), self._mixed(motion):
+            reconstruction = model.decoder(quantized, token_mask)
+        with timer.section("losses"):
+            loss = motion_loss(reconstruction.to(target.dtype), target, self.weights, mask)
+            total = loss.total + commitment
+        timer.split_backward(reconstruction, "losses_backward")
+        timer.split_backward(quantized, "decoder_backward")
+        timer.split_backward(latents, "quantizer_backward")
+        return StepLosses(total, loss.terms, loss.smooth_l1, commitment.detach(), indices)
+
+    def _mixed(self, motion: Tensor) -> torch.autocast:
+        return torch.autocast(motion.device.type, dtype=torch.bfloat16, enabled=self.autocast)
