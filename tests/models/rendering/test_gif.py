@@ -1,0 +1,44 @@
+"""The animated GIF: length, speed, and a body that is in the picture."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastvq.models.errors import UserError
+from fastvq.models.motion.skeleton import REST_DIRECTIONS, forward_kinematics
+from fastvq.models.rendering.gif import write_gif
+from fastvq.models.rendering.scene import Scene, Track
+
+
+def standing(frames: int) -> np.ndarray:
+    """(T, 22, 3) a body in its rest pose that glides 2 m sideways."""
+    root = np.stack([np.linspace(0, 2, frames), np.full(frames, 0.9), np.zeros(frames)], axis=-1)
+    rotations = np.broadcast_to(np.eye(3), (frames, 22, 3, 3))
+    return forward_kinematics(0.25 * REST_DIRECTIONS, rotations, root).astype(np.float32)
+
+
+def test_a_gif_lasts_as_long_as_the_motion(tmp_path: Path) -> None:
+    path = tmp_path / "a.gif"
+    tracks = [Track("Original", standing(45)), Track("Reconstruction", standing(40))]
+    write_gif(path, Scene("a", 30.0, tracks), size=64)
+    with Image.open(path) as image:
+        assert image.size == (128, 64)
+        assert image.info["loop"] == 0
+        seconds = 0.0
+        for index in range(image.n_frames):
+            image.seek(index)
+            seconds += image.info["duration"] / 1000
+            colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 16)}
+            # Blue, orange and grey limbs on white: a camera that lost the body would show the floor alone.
+            assert any(blue > red + 80 for red, _, blue in colours)
+            assert any(red > blue + 80 for red, _, blue in colours)
+    # 45 frames at 30 per second; identical neighbours may be merged, never dropped.
+    assert seconds == pytest.approx(1.5)
+
+
+def test_a_gif_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_gif(tmp_path / "file" / "a.gif", Scene("a", 30.0, [Track("", standing(3))]), size=32)
