@@ -51,7 +51,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def read_text(path: Path, *, what: str) -> str:
-    """The text of a UTF-8 (or, by its byte-order mark, UTF-16) file.
+    """The text of a UTF-8 (or, by its byte-order mark, UTF-16) file, lines ending in ``\\n``.
 
     Args:
         path: The file.
@@ -74,4 +74,4 @@ def read_text(path: Path, *, what: str) -> str:
         ) from error
     if "\0" in text:
         raise UserError(f"{path}: expected {what}, got binary data: give another file")
-    return text
+    return text.replace("\r\n", "\n").replace("\r", "\n")
