@@ -109,7 +109,7 @@ class JointMapping:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """(side, core) of a joint's name: side is ``"l"``, ``"r"`` or ``""``, core is lower case without numbers' zeros.
+    """(side, core) of a joint's name: side is ``"l"``, ``"r"`` or ``""``, core is lower case.
 
     ``"mixamorig:LeftForeArm"`` -> ``("l", "forearm")``, ``"spine.001"`` -> ``("", "spine1")``.
     """
@@ -240,7 +240,7 @@ class _Matcher:
     def _words(self, first: int, second: int, weight: float) -> str:
         names = self.skeleton.names
         if first != second:
-            return f"interpolated between {names[first]} and {names[second]} ({weight:.0%})".replace("%", " %")
+            return f"interpolated between {names[first]} and {names[second]} ({100 * weight:.0f} %)"
         if first in self.ends and not self.skeleton.end_sites[first]:
             return f"end site of {names[self.skeleton.parents[first]]}"
         return names[first]
