@@ -80,7 +80,8 @@ def read_joint_npz(path: Path, *, fps: float | None = None) -> tuple[list[Clip],
     path = Path(path)
     _check_magic(path, _ZIP, ".npz")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: numpy leaves a file open that it cannot make sense of.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except _DAMAGED as error:
         raise UserError(_damage(path, error)) from error

@@ -166,14 +166,14 @@ def split_of(name: str) -> str:
 
 
 def _kind(path: Path) -> Kind:
-    kind = _ENDINGS.get(path.suffix.lower())
-    if kind is None:
+    kind = _ENDINGS.get(path.suffix.lower(), "other")
+    if kind == "other":
         try:
             with open(path, "rb") as file:
                 start = file.read(16).lstrip(b"\xef\xbb\xbf \t\r\n").upper()
         except OSError:
             return "other"
-        kind = next((kind for magic, kind in _STARTS if start.startswith(magic)), "other")
+        kind = next((known for magic, known in _STARTS if start.startswith(magic)), "other")
     if kind == "npy" and feature_folder.is_statistics(path):
         return "companion"
     return kind
@@ -198,7 +198,7 @@ def _files(path: Path) -> tuple[list[tuple[Path, Kind]], list[str]]:
     if not everything:
         raise UserError(f"{path}: the folder is empty: expected {_KINDS}")
     kinds = [(file, _kind(file)) for file in everything]
-    motions = [(file, kind) for file, kind in kinds if kind in ("bvh", "amc", "npz", "npy")]
+    motions = [(file, kind) for file, kind in kinds if kind not in ("archive", "companion", "other")]
     notes = [f"{file}: skipped, an archive: unpack it to use it" for file, kind in kinds if kind == "archive"]
     others = Counter(file.suffix or file.name for file, kind in kinds if kind == "other")
     notes += [f"skipped {count} files {ending}: no kind of motion" for ending, count in sorted(others.items())]
@@ -281,7 +281,8 @@ def _with_unique_names(root: Path, found: list[_Found]) -> list[_Found]:
 def _with_splits(root: Path, found: list[_Found], report: LoadReport) -> list[Clip]:
     """Fills in the splits that the clips' own files did not give."""
     listed = feature_folder.read_split_files(root) if root.is_dir() else None
-    clips, unlisted = [], []
+    clips: list[Clip] = []
+    unlisted: list[Clip] = []
     for one in found:
         clip = one.clip
         if clip.split:
