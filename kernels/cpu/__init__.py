@@ -1,0 +1,23 @@
+"""C++ kernels for CPU tensors, compiled at first use (see ``build``) and called through ``native``."""
+
+from fastvq.kernels.cpu.native import (
+    available,
+    ema_update_,
+    isa,
+    lookup,
+    nearest,
+    segment_sum,
+    select_isa,
+    unavailable_reason,
+)
+
+__all__ = [
+    "available",
+    "ema_update_",
+    "isa",
+    "lookup",
+    "nearest",
+    "segment_sum",
+    "select_isa",
+    "unavailable_reason",
+]

@@ -1,0 +1,67 @@
+#include "ema.h"
+
+#include <cfloat>
+
+#include "simd.h"
+
+namespace fastvq::cpu::FASTVQ_ISA {
+namespace {
+
+template <class T>
+void count(const Ema& call, int64_t group) {
+  T* size = static_cast<T*>(call.cluster_size) + group * call.codes;
+  const T* counts = static_cast<const T*>(call.counts) + group * call.codes;
+  const T decay = static_cast<T>(call.decay), gain = static_cast<T>(1 - call.decay);
+  double total = 0;
+  for (int64_t k = 0; k < call.codes; ++k) {
+    size[k] = decay * size[k] + gain * counts[k];
+    total += size[k];
+  }
+  call.totals[group] = total;
+}
+
+template <class T>
+void update(const Ema& call, int64_t group, int64_t first, int64_t last) {
+  const T decay = static_cast<T>(call.decay), gain = static_cast<T>(1 - call.decay);
+  const double total = call.totals[group], codes = static_cast<double>(call.codes);
+  const T mean = static_cast<T>(total) / static_cast<T>(codes);
+  const T alive_from = static_cast<T>(call.dead_below) * (call.relative ? mean : T{1});
+  constexpr T TINY = sizeof(T) == 8 ? static_cast<T>(DBL_MIN) : static_cast<T>(FLT_MIN);
+  for (int64_t k = first; k < last; ++k) {
+    const int64_t at = group * call.codes + k;
+    T* __restrict sum = static_cast<T*>(call.embed_sum) + at * call.dim;
+    T* __restrict code = static_cast<T*>(call.codebook) + at * call.dim;
+    const T* __restrict add = static_cast<const T*>(call.sums) + at * call.dim;
+    const T n = static_cast<const T*>(call.cluster_size)[at];
+    const double smooth = call.laplace ? (n + call.eps) / (total + codes * call.eps) * total : n;
+    const T size = static_cast<T>(smooth);
+    for (int64_t d = 0; d < call.dim; ++d) sum[d] = decay * sum[d] + gain * add[d];
+    if (size > 0)
+      for (int64_t d = 0; d < call.dim; ++d) code[d] = sum[d] / size;
+    if (call.normalize) {
+      double square = 0;
+      for (int64_t d = 0; d < call.dim; ++d) square += double(code[d]) * double(code[d]);
+      T norm = static_cast<T>(__builtin_sqrt(square));
+      if (norm < TINY) norm = TINY;
+      for (int64_t d = 0; d < call.dim; ++d) code[d] /= norm;
+    }
+    call.dead[at] = n < alive_from;
+  }
+}
+
+void count_group(const Ema& call, int64_t group) {
+  if (call.is_double) count<double>(call, group);
+  else count<float>(call, group);
+}
+
+void update_codes(const Ema& call, int64_t group, int64_t first, int64_t last) {
+  if (call.is_double) update<double>(call, group, first, last);
+  else update<float>(call, group, first, last);
+}
+
+}  // namespace
+
+extern const EmaKernels ema_kernels;
+const EmaKernels ema_kernels{count_group, update_codes};
+
+}  // namespace fastvq::cpu::FASTVQ_ISA

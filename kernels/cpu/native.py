@@ -1,0 +1,161 @@
+"""The C++ kernels as Python functions, with the signatures of ``fastvq.kernels.reference``.
+
+Nothing is compiled on import: the first question whether the kernels are there answers it, once per process.
+``FASTVQ_NATIVE=0`` switches them off; ``FASTVQ_CPU_ISA`` (avx512, avx2 or portable) overrides the choice of the
+widest instruction set the processor has.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastvq.kernels.cpu import build
+
+METRICS = {"l2": 0, "cosine": 1, "dot": 2}  # the order of enum Metric in common.h
+
+logger = logging.getLogger("fastvq")
+_lock = threading.Lock()
+_tried = False
+_reason: str | None = None
+
+
+def available() -> bool:
+    """Whether the C++ kernels can run here; the first call may compile them."""
+    return unavailable_reason() is None
+
+
+def unavailable_reason() -> str | None:
+    """Why the C++ kernels cannot run here, in one line; None where they can. The first call may compile them."""
+    global _tried, _reason
+    if not _tried:
+        with _lock:
+            if not _tried:
+                _reason = _load()
+                _tried = True
+    return _reason
+
+
+def isa() -> str:
+    """The instruction set in use: "avx512", "avx2" or "portable"."""
+    _require()
+    name: str = torch.ops.fastvq_cpu.isa()
+    return name
+
+
+def select_isa(name: str) -> None:
+    """Changes the instruction set for the whole process; "" takes the widest.
+
+    Raises:
+        ValueError: the processor does not have it.
+    """
+    _require()
+    if not torch.ops.fastvq_cpu.select_isa(name):
+        raise ValueError(f"this processor runs no kernels for {name!r}; take 'avx512', 'avx2', 'portable' or ''")
+
+
+def nearest(
+    x: Tensor, codebook: Tensor, mask: Tensor | None, metric: str = "l2", precision: str = "exact"
+) -> tuple[Tensor, Tensor]:
+    """The nearest code of every row: indices as :func:`fastvq.kernels.reference.nearest`, bit for bit.
+
+    ``precision="fast"`` leaves out the re-scoring of close calls: codes whose costs differ by less than float32
+    rounding may then be confused. Distances are within float32 rounding of the reference's.
+    """
+    _require()
+    indices, distances = torch.ops.fastvq_cpu.nearest.default(
+        x, codebook, mask, METRICS[metric], precision == "exact"
+    )
+    return indices, distances
+
+
+def segment_sum(x: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
+    """Sums the rows of each code, in float64 in row order, whatever the number of threads.
+
+    Raises:
+        IndexError: an index outside [-1, num_codes).
+    """
+    _require()
+    sums, counts, outside = torch.ops.fastvq_cpu.segment_sum.default(x, indices, num_codes)
+    _check(outside, num_codes)
+    return sums, counts
+
+
+def ema_update_(
+    codebook: Tensor,
+    embed_sum: Tensor,
+    cluster_size: Tensor,
+    sums: Tensor,
+    counts: Tensor,
+    decay: float,
+    eps: float,
+    smoothing: str,
+    normalize: bool,
+    dead_below: float,
+    relative: bool,
+) -> Tensor:
+    """One exponential-moving-average step, as :func:`fastvq.kernels.reference.ema_update_`."""
+    _require()
+    dead: Tensor = torch.ops.fastvq_cpu.ema_update_.default(
+        codebook,
+        embed_sum,
+        cluster_size,
+        sums,
+        counts,
+        decay,
+        eps,
+        smoothing == "laplace",
+        normalize,
+        dead_below,
+        relative,
+    )
+    return dead
+
+
+def lookup(indices: Tensor, codebooks: Tensor) -> Tensor:
+    """Sums the chosen codes over the stages, as :func:`fastvq.kernels.reference.lookup`, bit for bit.
+
+    Raises:
+        IndexError: an index outside [-1, K).
+    """
+    _require()
+    out, outside = torch.ops.fastvq_cpu.lookup.default(indices, codebooks)
+    _check(outside, codebooks.shape[-2])
+    result: Tensor = out
+    return result
+
+
+def _load() -> str | None:
+    if os.environ.get("FASTVQ_NATIVE") == "0":
+        return "FASTVQ_NATIVE=0 switches the C++ kernels off"
+    try:
+        build.load(_open)
+        wanted = os.environ.get("FASTVQ_CPU_ISA", "")
+        if not torch.ops.fastvq_cpu.select_isa(wanted):
+            raise build.BuildError(f"FASTVQ_CPU_ISA={wanted!r}: no kernels, or not on this processor")
+    except build.BuildError as error:
+        logger.warning("the C++ kernels are not used: %s", error)
+        return str(error)
+    return None
+
+
+def _open(library: Path) -> None:
+    torch.ops.load_library(str(library))
+
+
+def _require() -> None:
+    reason = unavailable_reason()
+    if reason is not None:
+        raise RuntimeError(f"the C++ kernels cannot run: {reason}")
+
+
+def _check(outside: int, num_codes: int) -> None:
+    if outside != -1:
+        raise IndexError(
+            f"indices must lie in [-1, {num_codes}), got {outside}: these indices belong to another codebook"
+        )

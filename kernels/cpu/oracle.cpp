@@ -1,0 +1,157 @@
+#include "oracle.h"
+
+#include <cmath>
+
+#include "simd.h"
+
+namespace fastvq::cpu::FASTVQ_ISA {
+namespace {
+
+constexpr int WIDTH = LANES / 2;      // float64 lanes
+constexpr int VECTORS = 2;            // vectors of codes held at once
+constexpr int PANEL = WIDTH * VECTORS;
+constexpr int ROWS = 4;               // rows held at once
+
+FASTVQ_INLINE bool precedes(double cost, int64_t code, const Winner& other) {
+  return cost < other.cost || (cost == other.cost && code < other.code);
+}
+
+// One panel of codes against ROWS rows: costs[row][lane], summed with d ascending.
+template <bool L2>
+FASTVQ_INLINE void panel_costs(const double* const (&rows)[ROWS], int64_t dim, const double* panel,
+                               Doubles (&cost)[ROWS][VECTORS]) {
+  for (int r = 0; r < ROWS; ++r)
+    for (int v = 0; v < VECTORS; ++v) cost[r][v] = Doubles{};
+  for (int64_t d = 0; d < dim; ++d) {
+    const Doubles codes[VECTORS] = {load<Doubles>(panel + d * PANEL), load<Doubles>(panel + d * PANEL + WIDTH)};
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; ++r) {
+      const Doubles x = splat(rows[r][d]);
+#pragma GCC unroll 2
+      for (int v = 0; v < VECTORS; ++v) {
+        if (L2) {
+          const Doubles difference = x - codes[v];
+          cost[r][v] += difference * difference;
+        } else {
+          cost[r][v] -= x * codes[v];
+        }
+      }
+    }
+  }
+}
+
+// PANEL codes from `first` on as float64, d-major; NaN, which is never nearest, where there is none.
+template <class Code>
+void fill_panel(const void* all, int64_t dim, int64_t code_count, const uint8_t* excluded, int64_t first, double* panel) {
+  for (int lane = 0; lane < PANEL; ++lane) {
+    const int64_t code = first + lane;
+    const bool absent = code >= code_count || excluded[code];
+    const Code* row = static_cast<const Code*>(all) + (absent ? 0 : code) * dim;
+    for (int64_t d = 0; d < dim; ++d) panel[d * PANEL + lane] = absent ? double{NAN} : double(row[d]);
+  }
+}
+using FillPanel = decltype(&fill_panel<float>);
+
+template <bool L2>
+void scan(const double* rows, int count, int64_t dim, const void* codes, FillPanel fill, int64_t code_count,
+          const uint8_t* excluded, double* panel, Winner* winners) {
+  Doubles best[SCAN_ROWS][VECTORS];
+  Longs where[SCAN_ROWS][VECTORS];
+  for (int r = 0; r < count; ++r)
+    for (int v = 0; v < VECTORS; ++v) {
+      best[r][v] = splat(double{HUGE_VAL});
+      where[r][v] = splat(int64_t{-1});
+    }
+  const double* const last = rows + (count - 1) * dim;
+  for (int64_t first = 0; first < code_count; first += PANEL) {
+    fill(codes, dim, code_count, excluded, first, panel);
+    for (int r0 = 0; r0 < count; r0 += ROWS) {
+      const double* tile[ROWS];
+      for (int r = 0; r < ROWS; ++r) tile[r] = r0 + r < count ? rows + (r0 + r) * dim : last;
+      Doubles cost[ROWS][VECTORS];
+      panel_costs<L2>(tile, dim, panel, cost);
+      for (int r = 0; r < ROWS && r0 + r < count; ++r)
+        for (int v = 0; v < VECTORS; ++v) {
+          const Longs nearer = (cost[r][v] < best[r0 + r][v]) & (cost[r][v] > splat(-double{HUGE_VAL}));
+          best[r0 + r][v] = nearer ? cost[r][v] : best[r0 + r][v];
+          where[r0 + r][v] = nearer ? splat(first + v * WIDTH) : where[r0 + r][v];
+        }
+    }
+  }
+  for (int r = 0; r < count; ++r) {
+    winners[r] = {HUGE_VAL, -1};
+    for (int v = 0; v < VECTORS; ++v)
+      for (int lane = 0; lane < WIDTH; ++lane)
+        if (where[r][v][lane] >= 0 && (winners[r].code < 0 || precedes(best[r][v][lane], where[r][v][lane] + lane, winners[r])))
+          winners[r] = {best[r][v][lane], where[r][v][lane] + lane};
+  }
+}
+
+template <bool L2>
+Winner choose(const float* row, const float* codes, int64_t dim, const int32_t* list, int count) {
+  constexpr int AT_ONCE = 4;  // independent sums hide the latency of one
+  Winner winner{HUGE_VAL, -1};
+  for (int first = 0; first < count; first += AT_ONCE) {
+    const float* code[AT_ONCE];
+    double cost[AT_ONCE] = {};
+    for (int i = 0; i < AT_ONCE; ++i) code[i] = codes + list[first + i < count ? first + i : count - 1] * dim;
+    for (int64_t d = 0; d < dim; ++d) {
+      const double x = row[d];
+      for (int i = 0; i < AT_ONCE; ++i) {
+        if (L2) {
+          const double difference = x - double(code[i][d]);
+          cost[i] += difference * difference;
+        } else {
+          cost[i] -= x * double(code[i][d]);
+        }
+      }
+    }
+    for (int i = 0; i < AT_ONCE && first + i < count; ++i)
+      if (winner.code < 0 || precedes(cost[i], list[first + i], winner)) winner = {cost[i], list[first + i]};
+  }
+  return winner;
+}
+
+}  // namespace
+
+Winner best_candidate(const float* row, const float* codes, int64_t dim, bool l2, const int32_t* list, int count) {
+  return l2 ? choose<true>(row, codes, dim, list, count) : choose<false>(row, codes, dim, list, count);
+}
+
+int64_t scan_scratch(int64_t dim) { return dim * PANEL; }
+
+template <class Code>
+void scan_codes(const double* rows, int count, int64_t dim, const Code* codes, int64_t code_count,
+                const uint8_t* excluded, bool l2, double* scratch, Winner* winners) {
+  const auto run = l2 ? scan<true> : scan<false>;
+  run(rows, count, dim, codes, fill_panel<Code>, code_count, excluded, scratch, winners);
+}
+
+template <class T>
+void unit_rows(const T* rows, int64_t row_stride, int64_t count, int64_t dim, T* out, int64_t out_stride) {
+  constexpr int AT_ONCE = 8;
+  for (int64_t first = 0; first < count; first += AT_ONCE) {
+    const int n = static_cast<int>(count - first < AT_ONCE ? count - first : AT_ONCE);
+    const T* row[AT_ONCE];
+    double square[AT_ONCE] = {};
+    for (int r = 0; r < AT_ONCE; ++r) row[r] = rows + (first + (r < n ? r : 0)) * row_stride;
+    for (int64_t d = 0; d < dim; ++d)
+      for (int r = 0; r < AT_ONCE; ++r) {
+        const double value = row[r][d];
+        square[r] += value * value;
+      }
+    for (int r = 0; r < n; ++r) {
+      const double norm = __builtin_sqrt(square[r]);
+      T* to = out + (first + r) * out_stride;
+      for (int64_t d = 0; d < dim; ++d) to[d] = norm > 0 ? static_cast<T>(double(row[r][d]) / norm) : T{0};
+    }
+  }
+}
+
+template void scan_codes<float>(const double*, int, int64_t, const float*, int64_t, const uint8_t*, bool, double*, Winner*);
+template void scan_codes<double>(const double*, int, int64_t, const double*, int64_t, const uint8_t*, bool, double*,
+                                 Winner*);
+template void unit_rows<float>(const float*, int64_t, int64_t, int64_t, float*, int64_t);
+template void unit_rows<double>(const double*, int64_t, int64_t, int64_t, double*, int64_t);
+
+}  // namespace fastvq::cpu::FASTVQ_ISA
