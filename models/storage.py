@@ -83,7 +83,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     try:
         save_file(plain, str(path), metadata=dict(metadata or {}))
     except SafetensorError as error:
-        raise OSError(str(error)) from error
+        raise OSError(str(error).rpartition("I/O error: ")[2]) from error
     path.chmod(0o666 & ~_umask())
 
 

@@ -1,0 +1,174 @@
+"""How well a tokenizer keeps motions: reconstruction error, joint error, use of the codes, speed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastvq import metrics
+from fastvq.models.errors import UserError
+from fastvq.models.evaluation.metrics import acceleration_errors, joint_errors
+from fastvq.models.motion.features272 import SLICES, features_to_joints
+from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
+from fastvq.models.training.data import FeatureClip
+
+FORMAT = "fastvq-evaluation/1"
+
+
+@torch.no_grad()
+def evaluate(
+    model: MotionVQVAE,
+    clips: Sequence[FeatureClip],
+    *,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Encodes and decodes whole clips and compares them with themselves.
+
+    Every clip counts with all its frames, padding with none. Joint errors are those of the joints that the features
+    hold, before and after, with the pelvises moved together. Two baselines show what the tokens are worth: the same
+    model's motion from the same tokens in shuffled places (each group's tokens permuted over all clips), and the
+    mean of every feature.
+
+    Args:
+        model: a trained tokenizer; runs in evaluation mode and is left in the mode that it was in.
+        clips: the motions, of any split, at least 4 frames each.
+        batch_size: how many are encoded at once.
+        seed: of the shuffling.
+        progress: called with the number of clips done and the number of clips.
+
+    Returns:
+        recon_smooth_l1: smooth L1 of the normalised features, mean over all.
+        recon_per_slice: the same for each of the five blocks of features.
+        mpjpe_mm, accel_error_mm: joint error, and error of its second difference (per frame^2).
+        mpjpe_shuffled_tokens_mm, mpjpe_mean_features_mm: joint errors of the baselines.
+        perplexity, utilisation: of the codes of all clips, means over the groups.
+        perplexity_per_group, utilisation_per_group: before that mean.
+        clips, frames, tokens, latents: how many; a latent has one token for each group.
+        tokens_per_second, encode_seconds: speed of encoding.
+
+    Raises:
+        UserError: no clips.
+    """
+    if not clips:
+        raise UserError("there is no clip to evaluate: choose another split or give more data")
+    was_training = model.training
+    model.eval()
+    try:
+        return _Evaluation(model, clips, batch_size, seed, progress).run()
+    finally:
+        model.train(was_training)
+
+
+class _Evaluation:
+    def __init__(
+        self,
+        model: MotionVQVAE,
+        clips: Sequence[FeatureClip],
+        batch_size: int,
+        seed: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.model, self.batch_size, self.seed, self.progress = model, batch_size, seed, progress
+        self.clips = sorted(clips, key=lambda clip: len(clip.features))
+        self.device = model.mean.device
+        self.mean = model.mean.cpu().numpy()
+
+    def run(self) -> dict[str, Any]:
+        tokens, seconds = self._encode()
+        latents = [-(-len(clip.features) // self.model.config.downsample) for clip in self.clips]
+        counts = metrics.code_counts(torch.cat([row.t() for row in tokens]), self.model.config.codebook_size)
+        perplexity, utilisation = metrics.perplexity(counts), metrics.utilisation(counts)
+
+        frames = sum(len(clip.features) for clip in self.clips)
+        smooth_l1 = torch.zeros(self.model.config.input_dim, dtype=torch.float64)
+        joint, acceleration = _Mean(), _Mean()
+        mean_pose, shuffled_pose = _Mean(), _Mean()
+        shuffled = self._shuffled(tokens)
+        for start in range(0, len(self.clips), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            clips = self.clips[part]
+            decoded = self._decode(tokens[part], clips)
+            from_shuffled = self._decode(shuffled[part], clips)
+            for clip, motion, other in zip(clips, decoded, from_shuffled, strict=True):
+                smooth_l1 += self._smooth_l1(motion, clip)
+                target = features_to_joints(clip.features)
+                joints = features_to_joints(motion.cpu().numpy())
+                joint.add(joint_errors(joints, target))
+                acceleration.add(acceleration_errors(joints, target))
+                shuffled_pose.add(joint_errors(features_to_joints(other.cpu().numpy()), target))
+                flat = np.broadcast_to(self.mean, clip.features.shape)
+                mean_pose.add(joint_errors(features_to_joints(flat), target))
+            if self.progress is not None:
+                self.progress(start + len(clips), len(self.clips))
+        smooth_l1 /= frames
+        return {
+            "format": FORMAT,
+            "recon_smooth_l1": float(smooth_l1.mean()),
+            "recon_per_slice": {name: float(smooth_l1[block].mean()) for name, block in SLICES.items()},
+            "mpjpe_mm": joint.value(),
+            "accel_error_mm": acceleration.value(),
+            "mpjpe_shuffled_tokens_mm": shuffled_pose.value(),
+            "mpjpe_mean_features_mm": mean_pose.value(),
+            "perplexity": float(perplexity.mean()),
+            "utilisation": float(utilisation.mean()),
+            "perplexity_per_group": perplexity.tolist(),
+            "utilisation_per_group": utilisation.tolist(),
+            "clips": len(self.clips),
+            "frames": frames,
+            "latents": sum(latents),
+            "tokens": sum(latents) * self.model.config.groups,
+            "tokens_per_second": sum(latents) * self.model.config.groups / seconds,
+            "encode_seconds": seconds,
+        }
+
+    def _encode(self) -> tuple[list[Tensor], float]:
+        """(groups, T') tokens of every clip, on the CPU, and the seconds that it took, tokens in hand."""
+        tokens = []
+        features = [torch.from_numpy(clip.features) for clip in self.clips]
+        self.model.encode_batch(features[:1])  # the first call builds and warms what later ones use
+        start = time.perf_counter()
+        for index in range(0, len(features), self.batch_size):
+            part = features[index : index + self.batch_size]
+            found = self.model.encode_batch(part, batch_size=self.batch_size).cpu()
+            lengths = [-(-len(motion) // self.model.config.downsample) for motion in part]
+            tokens += [found[:, row, :length] for row, length in enumerate(lengths)]
+        return tokens, time.perf_counter() - start
+
+    def _decode(self, tokens: Sequence[Tensor], clips: Sequence[FeatureClip]) -> list[Tensor]:
+        longest = max(row.shape[1] for row in tokens)
+        batch = torch.stack([F.pad(row, (0, longest - row.shape[1]), value=-1) for row in tokens], dim=1)
+        lengths = [len(clip.features) for clip in clips]
+        return self.model.decode_batch(batch, lengths, batch_size=self.batch_size)
+
+    def _smooth_l1(self, motion: Tensor, clip: FeatureClip) -> Tensor:
+        """Summed over the frames, (272,)."""
+        target = self.model.normalise(torch.from_numpy(clip.features).to(self.device))
+        errors = F.smooth_l1_loss(self.model.normalise(motion), target, reduction="none")
+        return errors.sum(dim=0, dtype=torch.float64).cpu()
+
+    def _shuffled(self, tokens: Sequence[Tensor]) -> list[Tensor]:
+        """The same tokens, each group's in another order over all clips."""
+        joined = torch.cat(list(tokens), dim=1)
+        generator = torch.Generator().manual_seed(self.seed)
+        order = torch.rand(joined.shape, generator=generator).argsort(dim=1)
+        return list(joined.gather(1, order).split([row.shape[1] for row in tokens], dim=1))
+
+
+class _Mean:
+    def __init__(self) -> None:
+        self.total, self.count = 0.0, 0
+
+    def add(self, values: np.ndarray) -> None:
+        self.total += float(values.sum())
+        self.count += values.size
+
+    def value(self) -> float:
+        return self.total / max(self.count, 1)

@@ -1,0 +1,173 @@
+"""Files of tokens: packed codes and a manifest that says what they are and which model wrote them.
+
+A safetensors file with one tensor, ``codes`` (uint8): clip after clip, latent after latent, group after group, each
+code in ceil(log2(K + 1)) bits, the lowest first, without gaps; K stands for a hole. Its metadata, JSON where not
+plain text: format, model_sha256, kind, K (one for each stage), groups, stages, downsample, fps, and clips, a list of
+{name, frames, offset}. ``offset`` counts latents before the clip; it has ceil(frames / downsample) of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fastvq.codes import pack_codes, unpack_codes
+from fastvq.models import storage
+from fastvq.models.errors import UserError
+from fastvq.models.files import replacing
+from fastvq.models.tokenizers import checks
+from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
+
+FORMAT = "fastvq-tokens/1"
+PLAIN = ("format", "model_sha256", "kind")
+
+
+class ClipTokens(NamedTuple):
+    """A clip in tokens.
+
+    Attributes:
+        name: of the clip.
+        frames: how many the clip had; decoding crops to it.
+        tokens: (groups, ceil(frames / downsample)) int64; -1 is a hole.
+    """
+
+    name: str
+    frames: int
+    tokens: Tensor
+
+
+def model_sha256(model: MotionVQVAE) -> str:
+    """A SHA-256 of all that decides a model's tokens: its settings, then its tensors in the order of their names.
+
+    For every tensor its name, dtype, shape and bytes (row-major, little-endian) are hashed.
+    """
+    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True, separators=(",", ":")).encode())
+    state = model.state_dict()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def write_tokens(path: Path, model: MotionVQVAE, clips: Iterable[tuple[str, int, Tensor]]) -> None:
+    """Writes a token file, whole or not at all.
+
+    Args:
+        path: the file.
+        model: the one that made the tokens.
+        clips: (name, frames, tokens (groups, T')) of every clip; T' = ceil(frames / downsample).
+
+    Raises:
+        UserError: tokens that do not fit the model or their number of frames, a name that occurs twice, or a file
+            that cannot be written.
+    """
+    config = model.config
+    rows, manifest, names, offset = [], [], set(), 0
+    for name, frames, tokens in clips:
+        if name in names:
+            raise UserError(f"two clips are called {name!r}: names in a token file must differ")
+        names.add(name)
+        checked = checks.tokens(tokens, config.groups, config.codebook_size).cpu()
+        latents = -(-frames // config.downsample)
+        if checked.shape[1:] != (1, latents):
+            raise UserError(
+                f"clip {name!r} of {frames} frames must have tokens of shape ({config.groups}, {latents}), "
+                f"got {tuple(tokens.shape)}"
+            )
+        rows.append(checked[:, 0].t())
+        manifest.append({"name": name, "frames": int(frames), "offset": offset})
+        offset += latents
+    if not rows:
+        raise UserError(f"there are no clips to write to {path}")
+    metadata = {
+        "format": FORMAT,
+        "model_sha256": model_sha256(model),
+        "kind": "motion-vqvae",
+        "K": json.dumps([config.codebook_size]),
+        "groups": json.dumps(config.groups),
+        "stages": json.dumps(1),
+        "downsample": json.dumps(config.downsample),
+        "fps": json.dumps(config.fps),
+        "clips": json.dumps(manifest),
+    }
+    codes = pack_codes(torch.cat(rows), config.codebook_size)
+    with replacing(Path(path)) as partial:
+        storage.write_tensors(partial, {"codes": codes}, metadata)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The metadata of a token file, parsed; needs no model.
+
+    Raises:
+        UserError: no such file, no token file, a damaged one, or a format that this version does not read.
+    """
+    return _read(Path(path))[0]
+
+
+def read_tokens(path: Path, model: MotionVQVAE) -> list[ClipTokens]:
+    """Reads a token file.
+
+    Args:
+        path: the file.
+        model: the one that wrote it.
+
+    Raises:
+        UserError: as :func:`read_manifest`, or another model wrote the file.
+    """
+    manifest, codes = _read(Path(path))
+    config = model.config
+    if manifest["model_sha256"] != model_sha256(model):
+        raise UserError(
+            f"{path} was written by another model (a {manifest['kind']} with {manifest['groups']} groups of "
+            f"{manifest['K'][0]} codes, sha256 {manifest['model_sha256'][:12]}): decode it with that one"
+        )
+    latents = [-(-clip["frames"] // config.downsample) for clip in manifest["clips"]]
+    try:
+        rows = unpack_codes(codes, config.codebook_size, (sum(latents), config.groups))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    return [
+        ClipTokens(clip["name"], clip["frames"], rows[clip["offset"] : clip["offset"] + count].t().contiguous())
+        for clip, count in zip(manifest["clips"], latents, strict=True)
+    ]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Tensor]:
+    if not path.is_file():
+        raise UserError(f"there is no token file {path}")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            written_as = metadata.get("format")
+            if written_as != FORMAT:
+                raise UserError(
+                    f"{path} has the format {written_as!r}, and this version of fastvq reads {FORMAT!r}: "
+                    "give a file that fastvq encode wrote, or use the version of fastvq that wrote this one"
+                )
+            codes = file.get_tensor("codes")
+        manifest = {name: text if name in PLAIN else json.loads(text) for name, text in metadata.items()}
+        _check_offsets(manifest)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not a whole token file ({error})") from error
+    return manifest, codes
+
+
+def _check_offsets(manifest: dict[str, Any]) -> None:
+    offset = 0
+    for clip in manifest["clips"]:
+        if clip["offset"] != offset or clip["frames"] < 1:
+            raise ValueError(f"the manifest's entry of clip {clip['name']!r} does not follow the one before it")
+        offset += -(-clip["frames"] // manifest["downsample"])
+    missing = {"model_sha256", "kind", "K", "groups", "stages", "fps"} - set(manifest)
+    if missing:
+        raise KeyError(f"the manifest lacks {', '.join(sorted(missing))}")

@@ -1,0 +1,147 @@
+"""The folder that a training run writes, and that resuming, evaluating and encoding read.
+
+::
+
+    config.json  model.safetensors  mean.npy  std.npy     the model, as ``from_pretrained`` reads it
+    checkpoints/step_%08d/                                the same at a step, and trainer.pt
+    last.json                                             which checkpoint is the newest
+    metrics.jsonl                                         a row for every few steps
+    environment.json                                      versions, device, commit, command
+    tensorboard/                                          the metrics, for TensorBoard
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastvq.models import storage
+from fastvq.models.errors import UserError
+from fastvq.models.tokenizers import pretrained
+from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
+from fastvq.models.training.config import TrainConfig
+
+LAST_FORMAT = "fastvq-last/1"
+TRAINER_FORMAT = "fastvq-trainer/1"
+TRAINER = "trainer.pt"
+
+
+class RunFolder:
+    """Paths and files of a run.
+
+    Args:
+        path: the folder; need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file: give a folder for the run")
+
+    def last(self) -> Path | None:
+        """The newest checkpoint's folder, or None where there is none.
+
+        Raises:
+            UserError: ``last.json`` is damaged, of another format, or names a checkpoint that is gone.
+        """
+        path = self.path / "last.json"
+        if not path.is_file():
+            return None
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            written_as, checkpoint = values["format"], self.path / values["checkpoint"]
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({error}): write the newest checkpoint's name into it") from error
+        if written_as != LAST_FORMAT:
+            raise UserError(f"{path} has the format {written_as!r}, and this version of fastvq reads {LAST_FORMAT!r}")
+        if not (checkpoint / TRAINER).is_file():
+            raise UserError(f"{path} names {checkpoint}, which holds no {TRAINER}: start a new run")
+        return checkpoint
+
+    def training_config(self) -> dict[str, Any]:
+        """The settings that the run was started with.
+
+        Raises:
+            UserError: ``config.json`` is missing, damaged, or holds none.
+        """
+        values = pretrained.read_config(self.path).get("training")
+        if not isinstance(values, dict):
+            raise UserError(f"{self.path / pretrained.CONFIG} holds no training settings: start a new run")
+        return values
+
+    def start(self, environment: dict[str, Any], config: TrainConfig) -> None:
+        """Writes what is known before the first step, and clears away what a killed process left behind."""
+        storage.write_text(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+        settings = {**config.model.to_dict(), "training": config.to_dict()}
+        storage.write_text(self.path / pretrained.CONFIG, json.dumps(settings, indent=2) + "\n")
+        self.checkpoints.mkdir(exist_ok=True)
+        storage.remove_partial(self.checkpoints)
+        storage.remove_partial(self.path)
+
+    def save_model(self, model: MotionVQVAE, config: TrainConfig) -> None:
+        """Writes the model itself, beside the settings of its training."""
+        model.save_pretrained(self.path, extra_config={"training": config.to_dict()})
+
+    def save_checkpoint(self, step: int, model: MotionVQVAE, config: TrainConfig, trainer: dict[str, Any]) -> Path:
+        """Writes a checkpoint, names it in ``last.json``, then removes old ones.
+
+        Args:
+            step: number of steps done.
+            model, config: the model and the settings.
+            trainer: what else is needed to go on: tensors, numbers and strings, in dicts and lists.
+
+        Returns:
+            Its folder.
+
+        Raises:
+            UserError: the disk is full or the like; the earlier checkpoints are still there.
+        """
+        folder = self.checkpoints / f"step_{step:08d}"
+        with storage.replacing_folder(folder) as partial:
+            model.save_pretrained(partial, extra_config={"training": config.to_dict()})
+            torch.save({"format": TRAINER_FORMAT, "step": step, **trainer}, partial / TRAINER)
+        last = {"format": LAST_FORMAT, "step": step, "checkpoint": f"checkpoints/{folder.name}"}
+        storage.write_text(self.path / "last.json", json.dumps(last) + "\n")
+        for old in sorted(self.checkpoints.glob("step_*"))[: -config.keep_checkpoints]:
+            if old != folder:
+                shutil.rmtree(old, ignore_errors=True)
+        return folder
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drops the rows after a step, which a resumed run will write again, and a last row cut short."""
+        if not self.metrics.is_file():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                break
+            if row["step"] <= step:
+                kept.append(line + "\n")
+        storage.write_text(self.metrics, "".join(kept))
+
+
+def load_trainer(checkpoint: Path) -> dict[str, Any]:
+    """The contents of a checkpoint's ``trainer.pt``.
+
+    Raises:
+        UserError: it is damaged or of another format.
+    """
+    path = checkpoint / TRAINER
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+        written_as = values["format"]
+    except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} is damaged: put the name of an earlier checkpoint into last.json") from error
+    if written_as != TRAINER_FORMAT:
+        raise UserError(f"{path} has the format {written_as!r}, and this version of fastvq reads {TRAINER_FORMAT!r}")
+    return values

@@ -1,0 +1,304 @@
+"""Trains a motion tokenizer: one loop on Accelerate, checkpoints that resume to the bit."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from torch import Tensor
+
+from fastvq import metrics
+from fastvq.models.errors import UserError
+from fastvq.models.nn.conv import set_implementation
+from fastvq.models.tokenizers import pretrained
+from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
+from fastvq.models.training.config import TrainConfig
+from fastvq.models.training.data import FeatureClip, WindowSampler, feature_statistics, fingerprint
+from fastvq.models.training.environment import environment
+from fastvq.models.training.losses import TERMS
+from fastvq.models.training.reporting import Reporter
+from fastvq.models.training.run_folder import RunFolder, load_trainer
+from fastvq.models.training.sections import SectionTimer
+from fastvq.models.training.step import StepLosses, TrainingStep
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes:
+        out: the run folder.
+        step: steps done, those before a resume included.
+        interrupted: stopped by Ctrl-C or a termination signal before ``config.steps``.
+        seconds: of this process's training loop.
+        clips_used, clips_skipped: clips of the train split that are long enough for a window, and that are not.
+        frames: frames of the used clips.
+        metrics: the last row of ``metrics.jsonl`` that this process wrote; empty if none.
+        model: the trained model, in evaluation mode.
+    """
+
+    out: Path
+    step: int
+    interrupted: bool
+    seconds: float
+    clips_used: int
+    clips_skipped: int
+    frames: int
+    metrics: dict[str, Any] = field(repr=False)
+    model: MotionVQVAE = field(repr=False)
+
+
+def train(
+    config: TrainConfig,
+    clips: Sequence[FeatureClip],
+    out: Path,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+) -> RunResult:
+    """Trains on the clips whose split is "train" and writes a run folder.
+
+    A run that was stopped or killed and is resumed ends with the weights, bit for bit, of one that was not, on the
+    same machine with the same number of threads.
+
+    Args:
+        config: all settings.
+        clips: motions as features; of the other splits nothing is used.
+        out: the run folder (see :mod:`fastvq.models.training.run_folder`).
+        resume: go on from the newest checkpoint in ``out``; from the start where there is none.
+        console: shows progress; None is silent.
+
+    Raises:
+        UserError: no clip is long enough, ``out`` holds a run already, settings or data differ from those of the run
+            to resume, several processes, a loss that is not finite, a disk that is full.
+    """
+    console = Console(quiet=True) if console is None else console
+    accelerator = Accelerator(mixed_precision="no")
+    if accelerator.num_processes > 1:
+        raise UserError(
+            f"training runs in one process, got {accelerator.num_processes}: codebooks are not yet kept equal "
+            "across processes; launch it without torchrun, or with one process"
+        )
+    folder = RunFolder(Path(out))
+    checkpoint = folder.last()
+    if checkpoint is not None and not resume:
+        raise UserError(f"{out} holds a run already: resume it, or choose another folder")
+    clips = [clip for clip in clips if clip.split == "train"]
+    sampler = WindowSampler(
+        clips, window=config.window, batch_size=config.batch_size, seed=config.seed, mirror=config.mirror
+    )
+    if sampler.skipped:
+        console.print(
+            f"{sampler.skipped} of {len(clips)} training clips are shorter than the window of {config.window} "
+            f"frames and are skipped; {sampler.used} clips with {sampler.frames} frames remain."
+        )
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
+        run = _Run(config, clips, sampler, folder, accelerator)
+        if checkpoint is not None:
+            run.load(checkpoint)
+            console.print(f"Resuming at step {run.step} from {checkpoint}.")
+        elif resume:
+            console.print(f"{out} has no checkpoint to resume: starting at step 0.")
+        folder.start(environment(accelerator.device), config)
+        folder.truncate_metrics(run.step)
+        return run.train(console)
+
+
+class _Run:
+    """The state of a run between steps."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        clips: Sequence[FeatureClip],
+        sampler: WindowSampler,
+        folder: RunFolder,
+        accelerator: Accelerator,
+    ) -> None:
+        self.config, self.sampler, self.folder, self.accelerator = config, sampler, folder, accelerator
+        self.device = accelerator.device
+        self.data = fingerprint(clips)
+        self.step = 0
+        torch.manual_seed(config.seed)
+        mean, std = feature_statistics(clips)
+        self.model = MotionVQVAE(config.model, mean=mean, std=std).to(self.device).train()
+        set_implementation(self.model, config.conv)
+        self.timer = SectionTimer(config.profile_sections, self.device)
+        self.timer.wrap_method(self.model.quantizer.codebooks, "update_", "codebook_update")
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=self.device.type in ("cpu", "cuda", "mps", "xpu"),
+        )
+        if config.compile:
+            self.model.encoder.compile()
+            self.model.decoder.compile()
+        self.forward, self.prepared = accelerator.prepare(
+            TrainingStep(self.model, config.loss, config.precision, self.timer), self.optimizer
+        )
+
+    def load(self, checkpoint: Path) -> None:
+        """Takes up where a checkpoint left off."""
+        self.config.check_resumes(self.folder.training_config())
+        trainer = load_trainer(checkpoint)
+        if trainer["data"] != self.data:
+            raise UserError(
+                f"cannot resume {self.folder.path} with other training clips: give the data that it was started with"
+            )
+        if trainer["step"] > self.config.steps:
+            raise UserError(
+                f"{self.folder.path} is at step {trainer['step']} already: steps must be at least that, "
+                f"got {self.config.steps}"
+            )
+        state, source = pretrained.read_weights(checkpoint)
+        self.model.load_weights(state, source)
+        self.optimizer.load_state_dict(trainer["optimizer"])
+        torch.set_rng_state(trainer["rng"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(trainer["rng_cuda"], self.device)
+        self.step = trainer["step"]
+
+    def save(self) -> Path:
+        """Writes a checkpoint of the present step."""
+        trainer = {"data": self.data, "optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            trainer["rng_cuda"] = torch.cuda.get_rng_state(self.device)
+        return self.folder.save_checkpoint(self.step, self.model, self.config, trainer)
+
+    def train(self, console: Console) -> RunResult:
+        """Runs the remaining steps; Ctrl-C ends after the step in hand, with a checkpoint."""
+        config, start = self.config, time.perf_counter()
+        window = _Averages(config, self.device)
+        row: dict[str, Any] = {}
+        saved = self.step if self.folder.last() else -1
+        with Reporter(self.folder, config.steps, self.step, console) as reporter, _stop_signal() as stop:
+            while self.step < config.steps and not stop.is_set():
+                window.add(self.advance())
+                reporter.advance()
+                last_step = self.step == config.steps or stop.is_set()
+                if self.step % config.log_every == 0 or last_step:
+                    row = window.row(self.step, config.learning_rate(self.step - 1), self.timer)
+                    reporter.log(row)
+                    if not math.isfinite(row["loss"]):
+                        raise UserError(
+                            f"the loss is {row['loss']} at step {self.step}: lower lr, lengthen warmup, or set "
+                            f"grad_clip; checkpoints before that are in {self.folder.checkpoints}"
+                        )
+                if self.step % config.checkpoint_every == 0 or last_step:
+                    self.save()
+                    saved = self.step
+            if saved < self.step:
+                self.save()
+        seconds = time.perf_counter() - start
+        self.folder.save_model(self.model, config)
+        interrupted = self.step < config.steps
+        if interrupted:
+            console.print(
+                f"Stopped at step {self.step} of {config.steps}; model and checkpoint are in {self.folder.path}. "
+                "Resume to go on."
+            )
+        return RunResult(
+            out=self.folder.path,
+            step=self.step,
+            interrupted=interrupted,
+            seconds=seconds,
+            clips_used=self.sampler.used,
+            clips_skipped=self.sampler.skipped,
+            frames=self.sampler.frames,
+            metrics=row,
+            model=self.model.eval(),
+        )
+
+    def advance(self) -> StepLosses:
+        """One optimizer step."""
+        timer = self.timer
+        with timer.section("data"):
+            motion = self.sampler.batch(self.step).to(self.device, non_blocking=True)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate(self.step)
+        losses = self.forward(motion)
+        with timer.section("backward"), timer.backward("encoder_backward"):
+            self.accelerator.backward(losses.total)
+        with timer.section("optimizer"):
+            if self.config.grad_clip is not None:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+            self.prepared.step()
+            self.prepared.zero_grad()
+        self.step += 1
+        return losses
+
+
+class _Averages:
+    """Means over the steps since the last row, kept on the device so that no step waits for it."""
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self._reset()
+
+    def _reset(self) -> None:
+        model = self.config.model
+        self.sums = torch.zeros(3 + len(TERMS), dtype=torch.float64, device=self.device)
+        self.counts = torch.zeros(model.groups, model.codebook_size, dtype=torch.int64, device=self.device)
+        self.steps = 0
+        self.since = time.perf_counter()
+
+    def add(self, losses: StepLosses) -> None:
+        """Takes in a step."""
+        values: list[Tensor] = [losses.total.detach(), losses.smooth_l1, losses.commitment, *losses.terms]
+        self.sums += torch.stack(values)
+        self.counts += metrics.code_counts(losses.indices, self.config.model.codebook_size)
+        self.steps += 1
+
+    def row(self, step: int, lr: float, timer: SectionTimer) -> dict[str, Any]:
+        """A row of ``metrics.jsonl``; perplexity and utilisation are those of all codes since the last row."""
+        loss, smooth_l1, commitment, *terms = (self.sums / self.steps).tolist()
+        seconds = time.perf_counter() - self.since
+        row: dict[str, Any] = {
+            "step": step,
+            "loss": loss,
+            "recon_smooth_l1": smooth_l1,
+            **dict(zip(TERMS, terms, strict=True)),
+            "commitment": commitment,
+            "perplexity": float(metrics.perplexity(self.counts).mean()),
+            "utilisation": float(metrics.utilisation(self.counts).mean()),
+            "lr": lr,
+            "steps_per_second": self.steps / seconds,
+        }
+        if timer.enabled:
+            row["sections_ms"] = timer.mean_ms(reset=True)
+        self._reset()
+        return row
+
+
+@contextlib.contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or a termination signal sets; a second Ctrl-C interrupts at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
