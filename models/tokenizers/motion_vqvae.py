@@ -199,9 +199,7 @@ class MotionVQVAE(nn.Module, ModelHubMixin):
                 raise UserError(f"lengths must hold {len(frames)} numbers, one for each motion, got {len(lengths)}")
             for index, (wanted, held) in enumerate(zip(lengths, frames, strict=True)):
                 if not 0 <= wanted <= held:
-                    raise UserError(
-                        f"lengths[{index}] must be between 0 and {held}, which its tokens cover: {wanted}"
-                    )
+                    raise UserError(f"lengths[{index}] must lie in 0 to {held}, which its tokens cover, got {wanted}")
             frames = [int(length) for length in lengths]
         order = sorted(range(len(frames)), key=lambda index: counts[index])
         motions: dict[int, Tensor] = {}

@@ -1,0 +1,80 @@
+"""Small motions and models shared by the tests of tokenizers, training and evaluation."""
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+from fastvq.models.motion.features272 import features_to_joints
+from fastvq.models.tokenizers.config import MotionVQVAEConfig
+from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
+from fastvq.models.training.data import FeatureClip
+
+TINY = MotionVQVAEConfig(width=16, output_dim=32, groups=4, codebook_size=16, depth=2)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def smooth_motion(frames: int, seed: int = 0) -> np.ndarray:
+    """(frames, 272) float32: sines of a few seconds' period, so that a small model can follow them."""
+    draw = np.random.default_rng(seed)
+    speed, phase, size = draw.uniform(0.5, 4, 272), draw.uniform(0, 6, 272), draw.uniform(0.2, 1, 272)
+    return (np.sin(np.arange(frames)[:, None] / 30 * speed + phase) * size).astype(np.float32)
+
+
+@pytest.fixture
+def motion() -> Callable[..., np.ndarray]:
+    return smooth_motion
+
+
+@pytest.fixture
+def feature_clip() -> Callable[..., FeatureClip]:
+    def make(frames: int, seed: int = 0, name: str | None = None, split: str = "train") -> FeatureClip:
+        features = smooth_motion(frames, seed)
+        return FeatureClip(name or f"clip{seed}", features, features_to_joints(features), split)
+
+    return make
+
+
+@pytest.fixture
+def tiny_config() -> MotionVQVAEConfig:
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def _trained() -> MotionVQVAE:
+    torch.manual_seed(0)
+    model = MotionVQVAE(TINY, mean=np.linspace(-1, 1, 272), std=np.linspace(0.5, 2, 272)).train()
+    with torch.no_grad():
+        for seed in range(3):
+            model(smooth_motion(128, seed))
+    return model.eval()
+
+
+@pytest.fixture
+def tiny_model(_trained: MotionVQVAE) -> MotionVQVAE:
+    """A model with codebooks from data and statistics other than 0 and 1, in evaluation mode."""
+    return copy.deepcopy(_trained)
+
+
+@pytest.fixture
+def small_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """A context in which the system refuses files above a size, as a full disk would."""
+    resource = pytest.importorskip("resource", reason="limits of file size exist on POSIX only")
+
+    @contextmanager
+    def limit(size: int):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit

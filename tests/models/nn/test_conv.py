@@ -1,0 +1,119 @@
+import copy
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from fastvq.models import storage
+from fastvq.models.nn.conv import Conv1d, set_implementation
+
+CASES = [
+    # kernel, stride, padding, dilation
+    (1, 1, 0, 1),
+    (3, 1, 1, 1),
+    (3, 1, 9, 9),
+    (4, 2, 1, 1),
+    (3, 2, 0, 2),
+]
+
+
+def pair(case, implementation="im2col", channels=(5, 7)):
+    """Our convolution and PyTorch's with the same weights, in float64."""
+    kernel, stride, padding, dilation = case
+    torch.manual_seed(0)
+    theirs = nn.Conv1d(*channels, kernel, stride=stride, padding=padding, dilation=dilation).double()
+    ours = Conv1d(
+        *channels, kernel, stride=stride, padding=padding, dilation=dilation, implementation=implementation
+    ).double()
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+@pytest.mark.parametrize("implementation", ["conv1d", "im2col"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("batch", "frames"), [(3, 16), (1, 5), (0, 8)])
+def test_values_and_gradients_are_those_of_conv1d(case, implementation, batch, frames):
+    ours, theirs = pair(case, implementation)
+    x = torch.randn(batch, frames, 5, dtype=torch.float64, requires_grad=True)
+    y, expected = ours(x), theirs(x.transpose(1, 2)).transpose(1, 2)
+    # At most 3 * 5 or 4 * 5 products a sum, each of order 1: 1e-14 is 45 roundings.
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-14)
+    upstream = torch.randn_like(expected)
+    found = torch.autograd.grad(y, [x, ours.weight, ours.bias], upstream)
+    wanted = torch.autograd.grad(expected, [x, theirs.weight, theirs.bias], upstream)
+    for gradient, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=0, atol=1e-12)
+
+
+def test_one_frame_and_strided_input():
+    ours, theirs = pair((3, 1, 1, 1))
+    x = torch.randn(2, 5, 1, dtype=torch.float64).transpose(1, 2)
+    assert not x.is_contiguous() or x.shape[1] == 1
+    torch.testing.assert_close(ours(x), theirs(x.transpose(1, 2)).transpose(1, 2), rtol=0, atol=1e-14)
+
+
+def test_the_matrix_of_the_weights_is_a_view():
+    conv = Conv1d(6, 4, 3)
+    assert conv.weight.shape == (4, 6, 3)
+    assert conv.weight.permute(0, 2, 1).is_contiguous()
+    assert conv.weight.permute(0, 2, 1).flatten(1).data_ptr() == conv.weight.data_ptr()
+
+
+def test_memory_order_survives_loading_copying_and_casting(tmp_path):
+    ours, theirs = pair((3, 1, 1, 1))
+    order = ours.weight.stride()
+    assert order != theirs.weight.stride()
+    storage.write_tensors(tmp_path / "weights.safetensors", ours.state_dict())
+    loaded = copy.deepcopy(ours)
+    loaded.load_state_dict(load_file(tmp_path / "weights.safetensors"))
+    assert torch.equal(loaded.weight, theirs.weight)
+    for module in (ours, loaded, copy.deepcopy(ours).to(torch.bfloat16)):
+        assert module.weight.stride() == order
+
+
+@pytest.mark.parametrize("implementation", ["conv1d", "im2col"])
+def test_fused_optimizer_and_clipping_agree_with_plain_ones(implementation):
+    results = {}
+    for fused in (False, True):
+        ours, _ = pair((3, 1, 1, 1), implementation)
+        optimizer = torch.optim.AdamW(ours.parameters(), lr=1e-2, betas=(0.9, 0.99), fused=fused)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(5):
+            x = torch.randn(2, 8, 5, dtype=torch.float64, generator=generator)
+            optimizer.zero_grad()
+            ours(x).square().sum().backward()
+            assert nn.utils.clip_grad_norm_(ours.parameters(), 1.0) > 1.0
+            optimizer.step()
+        results[fused] = ours.weight.detach()
+        assert optimizer.state[ours.weight]["exp_avg"].stride() == ours.weight.stride()
+    # Five steps of size 1e-2 on weights below 1; the two differ by the order of a few float64 roundings.
+    torch.testing.assert_close(results[True], results[False], rtol=0, atol=1e-13)
+
+
+def test_auto_takes_im2col_for_bfloat16_on_a_cpu_only(monkeypatch):
+    calls = []
+    columns = Conv1d._columns
+    monkeypatch.setattr(Conv1d, "_columns", lambda self, x: calls.append(x.dtype) or columns(self, x))
+    conv, x = Conv1d(5, 7, 3, padding=1), torch.randn(2, 8, 5)
+    assert conv(x).dtype == torch.float32
+    assert calls == []
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv(x).dtype == torch.bfloat16
+    assert calls == [torch.bfloat16]
+
+
+def test_bfloat16_forms_agree():
+    conv, x = Conv1d(5, 7, 3, padding=1), torch.randn(2, 8, 5)
+    outputs = []
+    for implementation in ("conv1d", "im2col"):
+        set_implementation(conv, implementation)
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs.append(conv(x).float())
+    # Both multiply the same bfloat16 numbers and add in float32; the result is rounded once to 8 bits.
+    torch.testing.assert_close(*outputs, rtol=2**-7, atol=2**-9)
+
+
+def test_unknown_implementation_is_refused():
+    with pytest.raises(ValueError, match=r"must be one of.*got 'fft'"):
+        set_implementation(Conv1d(1, 1, 1), "fft")
