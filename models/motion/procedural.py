@@ -149,8 +149,8 @@ def _generate(seed: int, index: int, fps: float) -> ProceduralMotion:
     draw = _Draw(seed, index)
     spec, flip = _draw_spec(draw, ACTIONS[index % len(ACTIONS)])
     body = make_body(spec.height, leg=draw.uniform(0.96, 1.04), arm=draw.uniform(0.96, 1.04))
-    times = np.arange(round(spec.seconds * fps)) / fps
-    pose = _act(spec, Scene(body=body, style=STYLES[spec.style], times=times, uniform=draw.uniform), draw)
+    scene = Scene(body=body, style=STYLES[spec.style], end=spec.seconds, rate=fps, uniform=draw.uniform)
+    pose = _act(spec, scene, draw)
     joints, rotations = pose_body(body, pose)
     contacts, offsets = pose.planted, body.offsets
     if flip:

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from fastvq.models.motion.rotation import normalise, yaw_matrix
-from fastvq.models.motion.skeleton import NUM_JOINTS, REST_DIRECTIONS, forward_kinematics
+from fastvq.models.motion.skeleton import MIRROR_PAIRS, NUM_JOINTS, REST_DIRECTIONS, forward_kinematics
 
 # Bone lengths in metres, by the joint at the bone's end, of a body 1.75 m tall (both sides alike).
 _TRUNK = {3: 0.11, 6: 0.13, 9: 0.07, 12: 0.20, 15: 0.11}
@@ -65,7 +65,7 @@ def make_body(height: float, *, leg: float = 1.0, arm: float = 1.0) -> Body:
     for bones, factor in ((_TRUNK, 1.0), (_LEG, leg), (_ARM, arm)):
         for joint, length in bones.items():
             lengths[joint] = length * factor * height / _TALL
-    for left, right in ((1, 2), (4, 5), (7, 8), (10, 11), (13, 14), (16, 17), (18, 19), (20, 21)):
+    for left, right in MIRROR_PAIRS:
         lengths[right] = lengths[left]
     return Body(offsets=REST_DIRECTIONS * lengths[:, None])
 

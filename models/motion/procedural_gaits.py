@@ -107,7 +107,7 @@ def run(scene: Scene, *, speed: float, turn: float) -> Pose:
         ahead=0.13 * scale,
         roll=0.0,
         toe_out=0.03,
-        height=(0.10 + 0.06 * speed) * scale,
+        height=(0.06 + 0.055 * speed) * scale,
         heel=0.85,
         toes=0.1,
     )

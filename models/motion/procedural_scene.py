@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -54,24 +55,21 @@ class Scene:
     Attributes:
         body: The body that moves.
         style: How it moves.
-        times: (T,) seconds of the frames, from 0.
+        end: Duration in seconds.
+        rate: Frames per second.
         uniform: Draws a number between two others.
     """
 
     body: Body
     style: Style
-    times: np.ndarray
+    end: float
+    rate: float
     uniform: Uniform
 
-    @property
-    def end(self) -> float:
-        """The last frame's time."""
-        return float(self.times[-1])
-
-    @property
-    def rate(self) -> float:
-        """Frames per second."""
-        return (len(self.times) - 1) / self.end
+    @cached_property
+    def times(self) -> np.ndarray:
+        """(T,) seconds of the frames, from 0."""
+        return np.arange(round(self.end * self.rate)) / self.rate
 
 
 def standing_gait(scene: Scene, *, width: float, toe_out: float = 0.12) -> Gait:

@@ -137,7 +137,7 @@ def reach(scene: Scene, *, direction: str, seconds: float) -> Pose:
         "up": ((0.15, 1.0, 0.25), (-1.0, 0.0, 0.0), (-0.08, 0.0, -0.12), (0.02, 0.03), 0.0),
         "forward": ((0.05, 0.0, 1.0), (-1.0, -0.3, 0.0), (0.22, -0.25, 0.0), (0.0, 0.05), 0.01),
         "side": ((1.0, 0.05, 0.15), (0.0, -1.0, 0.0), (0.02, 0.15, -0.25), (0.05, 0.0), 0.01),
-        "down": ((0.05, -0.9, 0.75), (-1.0, 0.0, 0.0), (0.75, -0.15, 0.0), (0.0, -0.07), 0.36),
+        "down": ((0.05, -0.3, 1.0), (-1.0, 0.0, 0.0), (0.75, -0.15, 0.0), (0.0, -0.07), 0.36),
     }[direction]
     jitter = np.array([scene.uniform(-0.12, 0.12) for _ in range(3)])
     pose.bend += there[:, None] * np.array(bend)
@@ -147,7 +147,7 @@ def reach(scene: Scene, *, direction: str, seconds: float) -> Pose:
     pose.root[:, 2] += shift[1] * there
     pitch = 0.65 * there if direction == "down" else 0.0 * there
     pose.pelvis = pitch_yaw_roll(np.stack([pitch, 0 * there, 0 * there], axis=-1)) @ pose.pelvis
-    hang_arms(pose, scene, swing=(0 * times, 0.25 * pitch), elbow=scene.style.elbow)
+    hang_arms(pose, scene, swing=(0 * times, 1.4 * pitch), elbow=scene.style.elbow)
     target = pointing_arm(0, tuple(np.asarray(aim) + jitter), hinge)
     pose.shoulder[:, 0] = blend(pose.shoulder[:, 0], target, there)
     # The elbow bends on the way and stretches as the hand arrives.

@@ -173,14 +173,16 @@ def _foot(times: np.ndarray, place: tuple[np.ndarray, float], steps: list[Step],
     for step in steps:
         part = (times - step.lift) / (step.land - step.lift)
         air = (part > 0.0) & (part < 1.0)
-        # Gentler than ``ease``, whose peak of 1.9 times the mean speed no walker's foot reaches.
-        moved = np.clip(part, 0.0, 1.0) ** 2 * (3.0 - 2.0 * np.clip(part, 0.0, 1.0))
+        # A cubic is gentler than ``ease``, whose peak of 1.9 times the mean speed no walker's foot reaches.
+        # The foot travels only while it is off the floor by more than a sole.
+        travel = np.clip((part - 0.05) / 0.9, 0.0, 1.0)
+        moved = travel**2 * (3.0 - 2.0 * travel)
         after = part > 0.0
         ball[after, 0] = point[0] + moved[after] * (step.point[0] - point[0])
         ball[after, 2] = point[1] + moved[after] * (step.point[1] - point[1])
         turned[after] = yaw + moved[after] * (step.yaw - yaw)
         # Highest in the first half of the swing, when the knee is most bent.
-        ball[air, 1] = gait.height * np.sin(np.pi * part[air] ** 0.75) ** 2
+        ball[air, 1] = gait.height * np.sin(np.pi * part[air] ** 0.8)
         planted &= ~air
         span = step.land - step.lift
         keys += [

@@ -5,6 +5,8 @@ Axes: +x is the body's left, +y is up, +z is where it faces. Lengths are metres.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 JOINT_NAMES: tuple[str, ...] = (
@@ -80,7 +82,7 @@ def _children() -> tuple[tuple[int, ...], ...]:
 CHILDREN: tuple[tuple[int, ...], ...] = _children()
 
 
-def _directions(rows: dict[int, tuple[float, float, float]]) -> np.ndarray:
+def _directions(rows: Mapping[int, tuple[float, float, float]]) -> np.ndarray:
     table = np.zeros((NUM_JOINTS, 3))
     for joint, row in rows.items():
         table[joint] = np.asarray(row) / np.linalg.norm(row)

@@ -63,6 +63,8 @@ def resample_rotations(rotations: np.ndarray, source_fps: float, target_fps: flo
     stride, times = _sampling(len(rotations), source_fps, target_fps)
     if times is None:
         return rotations[::stride].copy()
+    if len(rotations) == 1:
+        return rotations.copy()
     frames = np.arange(len(rotations))
     flat = rotations.reshape(len(rotations), -1, 3, 3).astype(np.float64)
     turned = [Slerp(frames, Rotation.from_matrix(flat[:, i]))(times).as_matrix() for i in range(flat.shape[1])]
