@@ -41,6 +41,8 @@ def motion_loss(
         weights: of the terms.
         mask: (B, T), True where a frame is real; None where all are.
     """
+    if mask is not None:  # both, so that what padding holds reaches no gradient either
+        reconstruction, target = (x.masked_fill(~mask.unsqueeze(-1), 0.0) for x in (reconstruction, target))
     errors = frame_mean(F.smooth_l1_loss(reconstruction, target, reduction="none"), mask)
     position = SLICES["joint_position"]
     steps = reconstruction[..., position].diff(dim=1), target[..., position].diff(dim=1)

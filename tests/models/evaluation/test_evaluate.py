@@ -1,0 +1,89 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastvq.models.errors import UserError
+from fastvq.models.evaluation.evaluate import evaluate
+from fastvq.models.evaluation.metrics import joint_errors
+from fastvq.models.motion.features272 import SLICES, features_to_joints
+
+
+@pytest.fixture
+def clips(feature_clip):
+    return [feature_clip(frames, seed) for seed, frames in enumerate((41, 4, 64, 5, 90))]
+
+
+def test_the_pinned_keys(tiny_model, clips):
+    result = evaluate(tiny_model, clips)
+    assert {
+        *("recon_smooth_l1", "recon_per_slice", "mpjpe_mm", "perplexity", "utilisation"),
+        *("clips", "frames", "tokens_per_second"),
+    } <= set(result)
+    assert list(result["recon_per_slice"]) == list(SLICES)
+    assert (result["clips"], result["frames"], result["latents"], result["tokens"]) == (5, 204, 53, 212)
+    assert result["tokens_per_second"] > 0
+    assert json.loads(json.dumps(result)) == result
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_numbers_are_those_of_each_clip_alone(tiny_model, clips, batch_size):
+    result = evaluate(tiny_model, clips, batch_size=batch_size)
+    errors, joints, codes = [], [], []
+    for clip in clips:
+        recon, tokens = tiny_model(clip.features)
+        target = tiny_model.normalise(torch.from_numpy(clip.features))
+        errors.append(F.smooth_l1_loss(tiny_model.normalise(recon[0]), target, reduction="none"))
+        joints.append(joint_errors(features_to_joints(recon[0].numpy()), features_to_joints(clip.features)))
+        codes.append(tokens[:, 0])
+    errors = torch.cat(errors).double()
+    # Sums in another order, in float32, over a few hundred terms.
+    assert result["recon_smooth_l1"] == pytest.approx(float(errors.mean()), rel=1e-4)
+    for name, block in SLICES.items():
+        assert result["recon_per_slice"][name] == pytest.approx(float(errors[:, block].mean()), rel=1e-4)
+    assert result["mpjpe_mm"] == pytest.approx(float(np.concatenate(joints).mean()), rel=1e-4)
+    used = torch.cat(codes, dim=1)
+    perplexity, utilisation = [], []
+    for group in used:
+        share = group.bincount(minlength=16).double() / group.numel()
+        perplexity.append(float(torch.special.entr(share).sum().exp()))
+        utilisation.append(float((share > 0).double().mean()))
+    assert result["perplexity_per_group"] == pytest.approx(perplexity, rel=1e-5)
+    assert result["perplexity"] == pytest.approx(np.mean(perplexity), rel=1e-5)
+    assert result["utilisation"] == pytest.approx(np.mean(utilisation), rel=1e-6)
+
+
+def test_baselines(tiny_model, clips):
+    result = evaluate(tiny_model, clips)
+    mean = tiny_model.mean.numpy()
+    errors = [
+        joint_errors(features_to_joints(np.tile(mean, (len(clip.features), 1))), features_to_joints(clip.features))
+        for clip in clips
+    ]
+    assert result["mpjpe_mean_features_mm"] == pytest.approx(float(np.concatenate(errors).mean()), rel=1e-6)
+    again = evaluate(tiny_model, clips)
+    other = evaluate(tiny_model, clips, seed=1)
+    assert again["mpjpe_shuffled_tokens_mm"] == result["mpjpe_shuffled_tokens_mm"]
+    assert other["mpjpe_shuffled_tokens_mm"] != result["mpjpe_shuffled_tokens_mm"]
+    assert other["mpjpe_mm"] == result["mpjpe_mm"]
+
+
+def test_the_model_is_left_as_it_was(tiny_model, clips):
+    tiny_model.train()
+    before = tiny_model.get_codebook_embeddings()
+    evaluate(tiny_model, clips)
+    assert tiny_model.training
+    assert torch.equal(tiny_model.get_codebook_embeddings(), before)
+
+
+def test_progress_counts_clips(tiny_model, clips):
+    seen = []
+    evaluate(tiny_model, clips, batch_size=2, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+
+
+def test_nothing_to_evaluate_is_an_error(tiny_model):
+    with pytest.raises(UserError, match="there is no clip to evaluate"):
+        evaluate(tiny_model, [])

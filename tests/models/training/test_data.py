@@ -1,0 +1,129 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from fastvq.models.errors import UserError
+from fastvq.models.motion.features272 import SLICES, features_to_joints
+from fastvq.models.motion.procedural import generate_clips
+from fastvq.models.motion.transform import mirror_features
+from fastvq.models.training.data import WindowSampler, feature_statistics, fingerprint, prepare_clips
+
+
+def test_clips_become_features_at_the_model_s_rate():
+    clip = generate_clips(1, seed=0, fps=60)[0]
+    [prepared] = prepare_clips([clip])
+    assert prepared.name == clip.name
+    assert (prepared.split, prepared.text) == (clip.split, clip.text)
+    assert prepared.features.shape == (-(-clip.frames // 2), 272)
+    assert prepared.features.dtype == np.float32
+    assert np.array_equal(prepared.joints, features_to_joints(prepared.features))
+    # The pelvis' path, up to the turn and shift that the features do not keep.
+    path = clip.joints[::2, 0] - clip.joints[0, 0]
+    assert np.allclose(
+        np.linalg.norm(prepared.joints[:, 0, [0, 2]], axis=1), np.linalg.norm(path[:, [0, 2]], axis=1), atol=1e-4
+    )
+
+
+def test_clips_are_cut_where_no_body_moves_so_fast():
+    clip = generate_clips(1, seed=0)[0]
+    joints = clip.joints.copy()
+    joints[20:] += 5  # a jump of metres within a frame
+    joints[-2:] += 5  # and another that leaves two frames
+    notes = []
+    parts = prepare_clips([dataclasses.replace(clip, joints=joints), clip], notes=notes)
+    assert [part.name for part in parts] == [f"{clip.name}_part1", f"{clip.name}_part2", clip.name]
+    assert [len(part.features) for part in parts] == [20, clip.frames - 22, clip.frames]
+    assert notes == [
+        "1 of 2 clips were cut at 2 jumps that no body makes",
+        "1 clips or parts of clips have fewer than 4 frames and were left out",
+    ]
+
+
+def test_features_that_came_as_features_stay(motion):
+    features = motion(30)
+    clip = dataclasses.replace(generate_clips(1, seed=0)[0], features=features)
+    clip = dataclasses.replace(clip, joints=np.zeros((30, 22, 3), np.float32))
+    [prepared] = prepare_clips([clip])
+    assert np.array_equal(prepared.features, features)
+
+
+def test_statistics_have_one_deviation_for_each_block(feature_clip):
+    clips = [feature_clip(40, 0), feature_clip(100, 1)]
+    mean, std = feature_statistics(clips)
+    every = np.concatenate([clip.features for clip in clips])
+    np.testing.assert_allclose(mean, every.mean(axis=0), rtol=1e-5, atol=1e-6)
+    for block in SLICES.values():
+        np.testing.assert_allclose(std[block], every.astype(np.float64).std(axis=0)[block].mean(), rtol=1e-6)
+    assert len(set(std.tolist())) == 5
+
+
+def test_a_block_that_never_varies_is_left_in_its_scale(feature_clip):
+    clip = feature_clip(40)
+    clip.features[:, SLICES["root_velocity"]] = 0.25
+    _, std = feature_statistics([clip])
+    assert (std[SLICES["root_velocity"]] == 1).all()
+    with pytest.raises(UserError, match="at least one clip"):
+        feature_statistics([])
+
+
+def sampler(clips, **changes):
+    return WindowSampler(clips, **{"window": 16, "batch_size": 64, "seed": 0, **changes})
+
+
+def test_windows_come_from_one_clip_each(feature_clip):
+    clips = [feature_clip(frames, seed) for seed, frames in enumerate((16, 15, 40))]
+    drawn = sampler(clips)
+    assert (drawn.used, drawn.skipped, drawn.frames) == (2, 1, 56)
+    allowed = [clip.features[start : start + 16] for clip in clips for start in range(len(clip.features) - 15)]
+    seen = set()
+    for step in range(4):
+        batch = drawn.batch(step)
+        assert batch.shape == (64, 16, 272)
+        assert batch.dtype == torch.float32
+        for window in batch.numpy():
+            found = [index for index, other in enumerate(allowed) if np.array_equal(window, other)]
+            assert len(found) == 1
+            seen.add(found[0])
+    # 256 draws from 26 windows: the chance to miss one is 26 (25/26)^256 = 0.001, and the seed is fixed.
+    assert len(seen) == 26
+
+
+def test_windows_depend_on_seed_and_step_alone(feature_clip):
+    clips = [feature_clip(100)]
+    first = sampler(clips)
+    expected = first.batch(7)
+    first.batch(8)
+    np.random.default_rng(0)
+    torch.manual_seed(5)
+    assert torch.equal(first.batch(7), expected)
+    assert torch.equal(sampler(clips).batch(7), expected)
+    assert not torch.equal(sampler(clips).batch(8), expected)
+    assert not torch.equal(sampler(clips, seed=1).batch(7), expected)
+
+
+def test_about_half_of_the_windows_are_mirrored(feature_clip):
+    clip = feature_clip(16)
+    batch = sampler([clip], mirror=True, batch_size=400).batch(0).numpy()
+    mirrored = mirror_features(clip.features)
+    straight = sum(np.array_equal(window, clip.features) for window in batch)
+    turned = sum(np.array_equal(window, mirrored) for window in batch)
+    assert straight + turned == 400
+    assert 150 < turned < 250  # five standard deviations
+
+
+def test_no_clip_that_is_long_enough_is_an_error(feature_clip):
+    with pytest.raises(UserError, match=r"at least 16 frames, and none of the 2 clips .* \(the longest has 15\)"):
+        sampler([feature_clip(15), feature_clip(4, 1)])
+    with pytest.raises(UserError, match="none of the 0 clips"):
+        sampler([])
+
+
+def test_the_fingerprint_covers_names_splits_and_features(feature_clip):
+    clips = [feature_clip(20), feature_clip(30, 1)]
+    first = fingerprint(clips)
+    assert fingerprint([feature_clip(20), feature_clip(30, 1)]) == first
+    assert fingerprint(clips[::-1]) != first
+    for change in ({"name": "other"}, {"split": "test"}, {"features": clips[0].features + 1e-6}):
+        assert fingerprint([dataclasses.replace(clips[0], **change), clips[1]]) != first
