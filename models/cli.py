@@ -1,0 +1,112 @@
+"""The command line ``fastvq``: picks a command, and turns errors into one sentence and an exit code.
+
+Exit codes: 0 done; 1 the system refused (or a defect in fastvq, with a traceback); 2 something in the command or
+in its files is wrong; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from fastvq.models.errors import UserError
+
+COMMANDS = {
+    "demo": "train a small tokenizer for two minutes and show what it does, on made-up or your own motions",
+    "train": "train a tokenizer on a folder of motions; stop it and go on as you like",
+    "encode": "turn motions into a file of tokens",
+    "decode": "turn a file of tokens back into motions, as BVH or joint arrays",
+    "evaluate": "measure how well a tokenizer keeps motions",
+    "render": "show motions or tokens as a page with moving skeletons, or as a GIF",
+    "doctor": "tell which device, versions and kernels are in use, and why",
+}
+# What the extra [models] brings; import names.
+EXTRA = ("PIL", "accelerate", "huggingface_hub", "rich", "safetensors", "scipy", "tensorboard", "tyro")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        argv: its name and options, as typed after ``fastvq``; ``sys.argv[1:]`` if absent.
+
+    Returns:
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if os.environ.get("FASTVQ_DEBUG", "0") not in ("", "0"):
+        return _dispatch(arguments)
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        return _failed(str(error), 2)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA:
+            raise
+        return _failed(f'{package} is not installed: pip install "fastvq-torch[models]"', 2)
+    except KeyboardInterrupt:
+        return _failed("interrupted", 130)
+    except BrokenPipeError:
+        # The reader has gone (`fastvq doctor | head -1`); what is still buffered has nowhere to go either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _failed(f"{where}{error.strerror or error}", 1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        return _failed("the device is out of memory: use a smaller batch size or model", 1)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    name, options = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if name in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if arguments else 2
+    if name in ("-V", "--version"):
+        import fastvq
+
+        print(f"fastvq {fastvq.__version__}")
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        what = "option" if name.startswith("-") else "command"
+        hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
+        raise UserError(f"there is no {what} {name}: {hint}")
+    try:
+        code: int = importlib.import_module(f"fastvq.models.commands.{name}").main(options)
+    except SystemExit as stop:  # how tyro ends after --help (0) and after options that it refuses (2)
+        return stop.code if isinstance(stop.code, int) else 2
+    return code
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    rows = "\n".join(f"  {name:<{width}}{text}" for name, text in COMMANDS.items())
+    return f"""usage: fastvq COMMAND [OPTIONS]
+
+Motion to tokens and back, with fused vector quantization.
+
+commands:
+{rows}
+
+Start with `fastvq demo`. `fastvq COMMAND --help` explains a command, `fastvq --version` tells the version.
+
+environment:
+  FASTVQ_DEBUG=1     show tracebacks instead of one sentence when something is wrong
+  FASTVQ_NATIVE=0    do without the compiled CPU kernels
+  FASTVQ_CACHE_DIR   where compiled kernels are kept"""
+
+
+def _failed(message: str, code: int) -> int:
+    print(f"fastvq: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

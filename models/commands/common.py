@@ -1,0 +1,213 @@
+"""What the commands share: reading options, loading motions and models, and looking after what exists already."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from fastvq.models.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from fastvq.models.motion.clip import Clip
+    from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
+    from fastvq.models.training.data import FeatureClip
+
+Command = TypeVar("Command")
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(optional)")]
+OptionalText = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(optional)")]
+
+# What a run folder may hold; --overwrite removes these and nothing else.
+RUN_FILES = (
+    "config.json",
+    "model.safetensors",
+    "mean.npy",
+    "std.npy",
+    "last.json",
+    "metrics.jsonl",
+    "evaluation.json",
+    "environment.json",
+    "tokens.safetensors",
+    "report.html",
+)
+RUN_FOLDERS = ("checkpoints", "tensorboard")
+_NOTES_SHOWN = 6
+
+
+def parse(command: type[Command], name: str, arguments: Sequence[str], default: Command | None = None) -> Command:
+    """The options of a command as its dataclass; after ``--help`` or a wrong option it prints and exits."""
+    config = (tyro.conf.FlagCreatePairsOff,)
+    if default is None:
+        return tyro.cli(command, prog=f"fastvq {name}", args=list(arguments), config=config)
+    return tyro.cli(command, prog=f"fastvq {name}", args=list(arguments), default=default, config=config)
+
+
+def make_console() -> Console:
+    """Where results go: standard output, without colouring of every number."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+def progress_bar(console: Console, what: str) -> Progress:
+    """A bar that leaves no trace; nothing at all where the output is no terminal."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[name]}"))
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def check_new_file(path: Path, *, overwrite: bool, endings: Sequence[str] = ()) -> None:
+    """Raises a UserError unless a file can be written there without losing another."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give the name of a file")
+    if endings and path.suffix.lower() not in endings:
+        raise UserError(f"{path} must end in {' or '.join(endings)}")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists: choose another name, or add --overwrite")
+
+
+def check_new_folder(path: Path, *, overwrite: bool) -> None:
+    """Raises a UserError unless files can be put there without mixing with others."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file: give a folder")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise UserError(f"the folder {path} is not empty: choose another one, or add --overwrite")
+
+
+def make_room_for_run(path: Path, *, overwrite: bool) -> None:
+    """Makes sure that a run folder is new; ``overwrite`` removes an earlier run's files and nothing else.
+
+    Raises:
+        UserError: it is not empty and may not be emptied, or what is there is no run.
+    """
+    check_new_folder(path, overwrite=overwrite)
+    if not path.is_dir():
+        return
+    strangers = sorted(
+        entry.name
+        for entry in path.iterdir()
+        if entry.name not in (*RUN_FILES, *RUN_FOLDERS) and not entry.name.endswith((".partial", ".part"))
+    )
+    if strangers:
+        raise UserError(
+            f"the folder {path} holds {strangers[0]}, which is not part of a run, and is left alone: "
+            "choose another folder"
+        )
+    for name in RUN_FILES:
+        (path / name).unlink(missing_ok=True)
+    for name in RUN_FOLDERS:
+        if (path / name).is_dir():
+            shutil.rmtree(path / name)
+
+
+def read_clips(
+    path: Path, console: Console, *, fps: float | None, split: str | None = None, mapping: Path | None = None
+) -> list[Clip]:
+    """The motions of a file or folder; what was mapped, skipped or assumed is printed.
+
+    Raises:
+        UserError: nothing usable is there.
+    """
+    from fastvq.models.motion.load import load_clips
+
+    with progress_bar(console, "reading") as bar:
+        task = bar.add_task("reading", total=None, name="")
+
+        def show(done: int, total: int, name: str) -> None:
+            bar.update(task, completed=done, total=total, name=name)
+
+        report = load_clips(path, fps=fps, split=split, mapping_file=mapping, progress=show)
+    notes = [f"skeleton {mapped}" for mapped in map(describe_mapping, report.mappings.values())]
+    print_notes([*notes, *report.notes], console)
+    return report.clips
+
+
+def describe_mapping(report: object) -> str:
+    """One line on how a skeleton was mapped: joints by name, End Sites and interpolated ones."""
+    sources: dict[str, str] = report.sources  # type: ignore[attr-defined]
+    guessed = [
+        f"{joint} {source}" for joint, source in sources.items() if source.startswith(("end site", "interpolated"))
+    ]
+    by_name = len(sources) - len(guessed)
+    text = f"{report.skeleton}: {by_name} joints mapped by name"  # type: ignore[attr-defined]
+    return f"{text}; {', '.join(guessed)}" if guessed else text
+
+
+def print_notes(notes: Sequence[str], console: Console) -> None:
+    """Notes as a short list."""
+    for note in notes[:_NOTES_SHOWN]:
+        console.print(f"  note: {note}", style="dim", markup=False)
+    if len(notes) > _NOTES_SHOWN:
+        console.print(f"  and {len(notes) - _NOTES_SHOWN} notes more", style="dim")
+
+
+def prepare(clips: Sequence[Clip], console: Console, *, fps: float = 30.0) -> list[FeatureClip]:
+    """Clips as features at the model's frame rate, cut where a body jumps.
+
+    Raises:
+        UserError: nothing remains.
+    """
+    from fastvq.models.training.data import prepare_clips
+
+    notes: list[str] = []
+    prepared = prepare_clips(clips, fps=fps, notes=notes)
+    print_notes(notes, console)
+    if not prepared:
+        raise UserError(f"none of the {len(clips)} clips has 4 frames without a jump: give other motions")
+    return prepared
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is the first GPU where there is one.
+
+    Raises:
+        UserError: no such device.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # "Torch not compiled with CUDA enabled" is an assertion
+        reason = (str(error).strip().splitlines() or ["unknown"])[0]
+        raise UserError(f"--device {name} cannot be used ({reason}): use auto, cpu or cuda") from error
+    return device
+
+
+def load_model(checkpoint: str, device: str = "auto") -> MotionVQVAE:
+    """A trained tokenizer in evaluation mode.
+
+    Raises:
+        UserError: files are missing or damaged, or there is no such device.
+    """
+    from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
+
+    chosen = choose_device(device)
+    return MotionVQVAE.from_pretrained(checkpoint).to(chosen)
+
+
+def write_json(path: Path, values: object) -> None:
+    """Writes an indented JSON file, whole or not at all.
+
+    Raises:
+        UserError: the file system refuses.
+    """
+    from fastvq.models.storage import write_text
+
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def size_text(size: int) -> str:
+    """A file size as people write it: 61 KB."""
+    for unit, digits in (("bytes", 0), ("KB", 0), ("MB", 1)):
+        if size < 1000 or unit == "MB":
+            return f"{size:,.{digits}f} {unit}"
+        size /= 1000  # type: ignore[assignment]
+    raise AssertionError("unreachable")

@@ -1,0 +1,153 @@
+"""``fastvq demo``: the whole way in a few minutes, from motions to a report."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from fastvq.models.commands import common
+from fastvq.models.commands.finish import finish_run
+from fastvq.models.errors import UserError
+from fastvq.models.motion.clip import Clip
+from fastvq.models.motion.procedural import generate_clips
+from fastvq.models.tokenizers.config import MotionVQVAEConfig
+from fastvq.models.training.config import TrainConfig, fastest_precision
+from fastvq.models.training.data import FeatureClip
+from fastvq.models.training.trainer import train
+
+PROCEDURAL_CLIPS = 240
+# Steps that are timed to learn how many fit into the time given; the first ones warm up and are not counted.
+TIMED_STEPS = 12
+FEWEST_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train a small motion tokenizer, measure it on motions it has not seen, and show them in a report.
+
+    Without --data the motions are made up: bodies that walk, turn, run, jump, reach, wave and squat. Training takes
+    about --seconds; the whole demo about a minute more.
+    """
+
+    data: common.OptionalPath = None
+    """Your own motions: a file or folder of BVH, ASF/AMC, joint arrays or 272-dimensional features."""
+    out: common.OptionalPath = None
+    """The run folder to write; runs/demo, or the first free of runs/demo-2, runs/demo-3, ... if absent."""
+    seconds: float = 120.0
+    """Training time."""
+    overwrite: bool = False
+    """Remove an earlier run in --out first."""
+    seed: int = 0
+    """Seed of the made-up motions and of the training."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the demo; returns the exit code."""
+    command = common.parse(Demo, "demo", arguments)
+    if not command.seconds > 0:
+        raise UserError(f"--seconds must be above 0, got {command.seconds:g}")
+    console = common.make_console()
+    out = _free_folder(Path("runs")) if command.out is None else command.out
+    common.check_new_folder(out, overwrite=command.overwrite)
+    notes: list[str] = []
+    clips = _clips(command, console, notes)
+    common.make_room_for_run(out, overwrite=command.overwrite)
+    held_out = [clip for clip in clips if clip.split == "test"]
+    config = demo_config(command.seed, clips)
+    console.print(
+        f"{len(clips)} clips, {sum(len(clip.features) for clip in clips) / config.model.fps / 60:.1f} minutes of "
+        f"motion; {len(held_out)} of them are held out."
+    )
+    steps = steps_within(command.seconds, config, clips)
+    config = replace(config, steps=steps, warmup=min(50, steps // 10), milestones=(max(1, int(0.8 * steps)),))
+    console.print(
+        f"Training for {steps:,} steps, about {command.seconds:.0f} s: width {config.model.width}, "
+        f"{config.model.groups} groups of {config.model.codebook_size} codes, {config.precision}."
+    )
+    result = train(config, clips, out, console=console)
+    if result.interrupted:
+        return 130
+    finish_run(result, held_out, console, notes=notes)
+    _next_commands(out, command.data, console)
+    return 0
+
+
+def _clips(command: Demo, console: Console, notes: list[str]) -> list[FeatureClip]:
+    if command.data is None:
+        made = generate_clips(PROCEDURAL_CLIPS, seed=command.seed)
+        notes.append(
+            "These motions are made up by a generator, not recorded: much more regular than what people do. "
+            "Give the folder of your own to see the tokenizer at work on them."
+        )
+        return common.prepare(made, console)
+    clips, note = hold_out(common.read_clips(command.data, console, fps=30.0))
+    if note:
+        notes.append(note)
+        common.print_notes([note], console)
+    return common.prepare(clips, console)
+
+
+def hold_out(clips: Sequence[Clip]) -> tuple[list[Clip], str]:
+    """Makes sure that there are clips to learn from and clips to measure, and says what had to be done for it."""
+    splits = [clip.split for clip in clips]
+    if "test" in splits and "train" in splits:
+        return [clip for clip in clips if clip.split in ("train", "test")], ""
+    if len(clips) == 1:
+        both = [replace(clips[0], split="train"), replace(clips[0], name=f"{clips[0].name}_again", split="test")]
+        return both, "There is only one clip: it is measured on the very motion it was learnt from."
+    held = {len(clips) - 1 - index for index in range(0, len(clips), 10)}
+    dealt = [replace(clip, split="test" if index in held else "train") for index, clip in enumerate(clips)]
+    return dealt, f"The data has no train and test split: {len(held)} of its {len(clips)} clips were held out."
+
+
+def demo_config(seed: int, clips: Sequence[FeatureClip]) -> TrainConfig:
+    model = MotionVQVAEConfig(width=192, output_dim=128, groups=16, codebook_size=128)
+    longest = max((len(clip.features) for clip in clips if clip.split == "train"), default=0)
+    window = min(64, max(8, longest // model.downsample * model.downsample))
+    return TrainConfig(
+        model=model,
+        window=window,
+        batch_size=32,
+        lr=6e-4,
+        gamma=0.15,
+        mirror=True,
+        precision=fastest_precision(),
+        seed=seed,
+        log_every=10,
+    )
+
+
+def steps_within(seconds: float, config: TrainConfig, clips: Sequence[FeatureClip]) -> int:
+    """How many steps take that long here, from the second half of a few that are run and thrown away."""
+    trial = replace(config, steps=TIMED_STEPS, log_every=TIMED_STEPS // 2, checkpoint_every=TIMED_STEPS)
+    with tempfile.TemporaryDirectory(prefix="fastvq-demo-") as folder:
+        rate: float = train(trial, clips, Path(folder)).metrics["steps_per_second"]
+    return max(FEWEST_STEPS, int(seconds * rate))
+
+
+def _free_folder(parent: Path) -> Path:
+    """The first of demo, demo-2, demo-3, ... that is not taken."""
+    number = 1
+    while True:
+        path = parent / ("demo" if number == 1 else f"demo-{number}")
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return path
+        number += 1
+
+
+def _next_commands(out: Path, data: Path | None, console: Console) -> None:
+    run = shlex.quote(str(out))
+    decoded = shlex.quote(str(out.with_name(out.name + "-bvh")))
+    source = "YOUR_MOTIONS" if data is None else shlex.quote(str(data))
+    console.print(
+        f"\nReport: {(out / 'report.html').resolve()}\n\nNext:\n"
+        f"  fastvq decode --checkpoint {run} --tokens {run}/tokens.safetensors --out {decoded}\n"
+        f"  fastvq encode --checkpoint {run} --data {source} --out tokens.safetensors\n"
+        f"  fastvq train motion-vqvae --data {source} --out runs/motion-vqvae --width 512 --steps 2000",
+        markup=False,
+    )

@@ -1,0 +1,196 @@
+"""What follows training: held-out clips are measured, turned into tokens, and shown in the run's report."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from fastvq.metrics import code_counts
+from fastvq.models.commands.common import progress_bar, write_json
+from fastvq.models.commands.results import metrics, print_table
+from fastvq.models.evaluation.evaluate import evaluate
+from fastvq.models.evaluation.metrics import joint_errors
+from fastvq.models.motion.features272 import features_to_joints
+from fastvq.models.rendering.charts import Series
+from fastvq.models.rendering.report import Curves, Report, Usage, write_report
+from fastvq.models.rendering.scene import Scene, Track
+from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
+from fastvq.models.tokenizers.token_file import write_tokens
+from fastvq.models.training.data import FeatureClip
+from fastvq.models.training.losses import TERMS
+from fastvq.models.training.trainer import RunResult
+
+SHOWN_CLIPS = 6
+SHOWN_SECONDS = 10.0
+# Clips among which those to show are chosen; more would only take longer.
+CANDIDATES = 60
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A clip beside what comes back from its tokens."""
+
+    clip: FeatureClip
+    joints: np.ndarray
+    mpjpe_mm: float
+
+
+def finish_run(
+    result: RunResult, clips: Sequence[FeatureClip], console: Console, *, notes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Writes ``evaluation.json``, ``tokens.safetensors`` and ``report.html``, and prints the table.
+
+    Args:
+        result: of the training.
+        clips: the held-out ones.
+        console: for progress and the table.
+        notes: sentences for the report.
+
+    Returns:
+        The evaluation.
+    """
+    model = result.model
+    with progress_bar(console, "evaluating") as bar:
+        task = bar.add_task("evaluating", total=len(clips), name="")
+        evaluation = evaluate(
+            model, clips, progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    evaluation["split"] = "test"
+    write_json(result.out / "evaluation.json", evaluation)
+    tokens = encode_clips(model, clips, console)
+    write_tokens(
+        result.out / "tokens.safetensors",
+        model,
+        [(clip.name, len(clip.features), codes) for clip, codes in zip(clips, tokens, strict=True)],
+    )
+    rows = metrics(evaluation, model.config.codebook_size)
+    print_table(rows, console, f"{len(clips)} held-out clips, after {result.step:,} steps")
+    environment = json.loads((result.out / "environment.json").read_text(encoding="utf-8"))
+    config = json.loads((result.out / "config.json").read_text(encoding="utf-8"))
+    counts = code_counts(torch.cat([codes.t() for codes in tokens]), model.config.codebook_size)
+    program, *options = shlex.split(environment.pop("command", "")) or ["fastvq"]
+    report = Report(
+        title="Motion tokenizer",
+        summary=_summary(result, len(clips)),
+        metrics=rows,
+        scenes=[_scene(one, model.config.fps) for one in representative(reconstruct(model, clips))],
+        curves=_curves(result.out / "metrics.jsonl"),
+        usage=Usage(counts.cpu().numpy(), "the held-out clips"),
+        config=_settings(config),
+        environment=environment,
+        command=shlex.join([Path(program).name, *options]),
+        notes=notes,
+    )
+    write_report(result.out / "report.html", report)
+    return evaluation
+
+
+def encode_clips(
+    model: MotionVQVAE, clips: Sequence[FeatureClip], console: Console, *, batch_size: int = 16
+) -> list[torch.Tensor]:
+    """(groups, T') tokens of every clip, on the CPU."""
+    tokens: list[torch.Tensor] = []
+    downsample = model.config.downsample
+    with progress_bar(console, "encoding") as bar:
+        task = bar.add_task("encoding", total=len(clips), name="")
+        for start in range(0, len(clips), batch_size):
+            part = clips[start : start + batch_size]
+            found = model.encode_batch([torch.from_numpy(clip.features) for clip in part]).cpu()
+            lengths = [-(-len(clip.features) // downsample) for clip in part]
+            tokens += [found[:, row, :length].contiguous() for row, length in enumerate(lengths)]
+            bar.update(task, completed=len(tokens))
+    return tokens
+
+
+def reconstruct(model: MotionVQVAE, clips: Sequence[FeatureClip], *, limit: int = CANDIDATES) -> list[Reconstruction]:
+    """Clips and their reconstructions; an even sample of ``limit`` where there are more."""
+    chosen = [clips[index] for index in _spread(len(clips), limit)]
+    found = []
+    for start in range(0, len(chosen), 16):
+        part = chosen[start : start + 16]
+        motions = [torch.from_numpy(clip.features) for clip in part]
+        decoded = model.decode_batch(model.encode_batch(motions), [len(motion) for motion in motions])
+        for clip, motion in zip(part, decoded, strict=True):
+            joints = features_to_joints(motion.cpu().numpy())
+            error = float(joint_errors(joints, clip.joints).mean())
+            found.append(Reconstruction(clip, joints, error))
+    return found
+
+
+def representative(found: Sequence[Reconstruction], count: int = SHOWN_CLIPS) -> list[Reconstruction]:
+    """From the smallest error to the largest in even steps; clips below a second only for want of others."""
+    long = [one for one in found if len(one.joints) >= 30]
+    ranked = sorted(long if len(long) >= count else found, key=lambda one: one.mpjpe_mm)
+    return [ranked[index] for index in _spread(len(ranked), count)]
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """``count`` different indices below ``total``, evenly spaced from the first to the last."""
+    if total <= count:
+        return list(range(total))
+    if count == 1:
+        return [0]
+    return [round(index * (total - 1) / (count - 1)) for index in range(count)]
+
+
+def _scene(one: Reconstruction, fps: float) -> Scene:
+    frames = int(SHOWN_SECONDS * fps)
+    drift = 100 * float(np.linalg.norm((one.joints[-1, 0] - one.clip.joints[-1, 0])[[0, 2]]))
+    cropped = (
+        f"; first {SHOWN_SECONDS:.0f} of {len(one.joints) / fps:.0f} s shown" if len(one.joints) > frames else ""
+    )
+    return Scene(
+        name=one.clip.name,
+        fps=fps,
+        tracks=(Track("Original", one.clip.joints[:frames]), Track("Reconstruction", one.joints[:frames])),
+        caption=one.clip.text,
+        note=f"{one.mpjpe_mm:.1f} mm; place off by {drift:.0f} cm at the end{cropped}",
+    )
+
+
+def _summary(result: RunResult, tested: int) -> str:
+    config = result.model.config
+    return (
+        f"MG-VQVAE of width {config.width} with {config.groups} groups of {config.codebook_size} codes, trained for "
+        f"{result.step:,} steps on {result.clips_used} clips ({result.frames / config.fps / 60:.1f} minutes of "
+        f"motion) and measured on {tested} clips that it has not seen."
+    )
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """``config.json`` as two lists, without the model's settings a second time among those of the training."""
+    training = {name: value for name, value in config["training"].items() if name != "model"}
+    model = {name: value for name, value in config.items() if name not in ("format", "kind", "training")}
+    return {"model": model, "training": training}
+
+
+def _curves(path: Path) -> list[Curves]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    steps = [row["step"] for row in rows]
+
+    def line(label: str, key: str) -> Series:
+        return Series(label, steps, [row.get(key, float("nan")) for row in rows])
+
+    unit = "smooth-L1 (normalised features)"
+    return [
+        Curves(
+            "Reconstruction loss", unit, [line("all features", "recon_smooth_l1")], note="Mean over all features."
+        ),
+        Curves("Its parts", unit, [line(name.replace("_", " "), name) for name in TERMS], note="Before weighting."),
+        Curves(
+            "Perplexity in training",
+            "perplexity (codes)",
+            [line("perplexity", "perplexity")],
+            log=False,
+            note="Codes used evenly by a group, mean over the groups.",
+        ),
+        Curves("Speed", "steps per second", [line("speed", "steps_per_second")], log=False),
+    ]

@@ -1,0 +1,136 @@
+"""``fastvq render``: motions or tokens as a page with moving skeletons, or as a GIF."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from fastvq.models.commands import common
+from fastvq.models.commands.decode import decode_clips
+from fastvq.models.commands.finish import reconstruct
+from fastvq.models.errors import UserError
+from fastvq.models.motion.features272 import features_to_joints
+from fastvq.models.rendering.gif import write_gif
+from fastvq.models.rendering.player import write_player
+from fastvq.models.rendering.scene import Scene, Track
+from fastvq.models.tokenizers.token_file import read_tokens
+
+
+@dataclass(frozen=True)
+class Render:
+    """Show motions or tokens as a page with moving skeletons (.html) or as an animation (.gif).
+
+    --data alone shows motions as they are; with --checkpoint each stands beside what comes back from its tokens.
+    --tokens with --checkpoint shows what the tokens mean.
+    """
+
+    out: Path
+    """The file to write, ending in .html (all chosen clips) or .gif (one clip)."""
+    data: common.OptionalPath = None
+    """Motions: a file or folder of BVH, ASF/AMC, joint arrays or 272-dimensional features."""
+    tokens: common.OptionalPath = None
+    """A token file."""
+    checkpoint: common.OptionalText = None
+    """The model: a run folder, a folder of save_pretrained, or a name on the Hugging Face Hub."""
+    clip: tuple[str, ...] = ()
+    """Names of the clips to show; the first ones if absent."""
+    max_clips: int = 12
+    """Largest number of clips on a page."""
+    size: int = 360
+    """Height of a GIF, pixels."""
+    mapping: common.OptionalPath = None
+    """JSON file of {SMPL joint: joint of your skeleton}, where joint names say too little."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    overwrite: bool = False
+    """Replace --out if it exists."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Renders; returns the exit code."""
+    command = common.parse(Render, "render", arguments)
+    common.check_new_file(command.out, overwrite=command.overwrite, endings=(".html", ".htm", ".gif"))
+    if (command.data is None) == (command.tokens is None):
+        raise UserError("render needs either --data or --tokens: give one of them")
+    if command.tokens is not None and command.checkpoint is None:
+        raise UserError("--tokens needs --checkpoint, the model that wrote them")
+    if command.max_clips < 1:
+        raise UserError(f"--max-clips must be at least 1, got {command.max_clips}")
+    if not 16 <= command.size <= 4096:
+        raise UserError(f"--size must be from 16 to 4096 pixels, got {command.size}")
+    console = common.make_console()
+    gif = command.out.suffix.lower() == ".gif"
+    limit = 1 if gif else command.max_clips
+    scenes = _motions(command, limit, console) if command.data is not None else _tokens(command, limit, console)
+    if gif:
+        write_gif(command.out, scenes[0], size=command.size)
+    else:
+        source = command.data if command.data is not None else command.tokens
+        assert source is not None
+        write_player(command.out, scenes, title=source.name)
+    shown = scenes[0].name if len(scenes) == 1 else f"{len(scenes)} clips"
+    console.print(f"{shown} -> {command.out} ({common.size_text(command.out.stat().st_size)})", markup=False)
+    return 0
+
+
+def _motions(command: Render, limit: int, console: Console) -> list[Scene]:
+    assert command.data is not None
+    if command.checkpoint is None:
+        clips = common.read_clips(command.data, console, fps=None, mapping=command.mapping)
+        chosen = _chosen([clip.name for clip in clips], command.clip, limit, console)
+        return [
+            Scene(clips[index].name, clips[index].fps, [Track("", clips[index].joints)], clips[index].text)
+            for index in chosen
+        ]
+    model = common.load_model(command.checkpoint, command.device)
+    fps = model.config.fps
+    prepared = common.prepare(
+        common.read_clips(command.data, console, fps=fps, mapping=command.mapping), console, fps=fps
+    )
+    chosen = _chosen([clip.name for clip in prepared], command.clip, limit, console)
+    return [
+        Scene(
+            name=one.clip.name,
+            fps=fps,
+            tracks=(Track("Original", one.clip.joints), Track("Reconstruction", one.joints)),
+            caption=one.clip.text,
+            note=f"{one.mpjpe_mm:.1f} mm",
+        )
+        for one in reconstruct(model, [prepared[index] for index in chosen], limit=limit)
+    ]
+
+
+def _tokens(command: Render, limit: int, console: Console) -> list[Scene]:
+    assert command.tokens is not None
+    assert command.checkpoint is not None
+    model = common.load_model(command.checkpoint, command.device)
+    clips = read_tokens(command.tokens, model)
+    clips = [clips[index] for index in _chosen([clip.name for clip in clips], command.clip, limit, console)]
+    return [
+        Scene(clip.name, model.config.fps, [Track("", features_to_joints(features))])
+        for clip, features in zip(clips, decode_clips(model, clips), strict=True)
+    ]
+
+
+def _chosen(names: Sequence[str], wanted: Sequence[str], limit: int, console: Console) -> list[int]:
+    """Indices of the clips to show.
+
+    Raises:
+        UserError: a wanted one is not there, or more are wanted than can be shown.
+    """
+    if not wanted:
+        if len(names) > limit:
+            common.print_notes([f"showing {limit} of {len(names)} clips; choose others with --clip"], console)
+        return list(range(min(limit, len(names))))
+    for name in wanted:
+        if name not in names:
+            some = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+            raise UserError(f"there is no clip {name!r}; there are {some}")
+    if len(wanted) > limit:
+        raise UserError(
+            f"--clip names {len(wanted)} clips, and {limit} can be shown: name fewer, or raise --max-clips"
+        )
+    return [names.index(name) for name in wanted]

@@ -1,0 +1,92 @@
+"""An evaluation in plain words: the rows of the table that is printed and of the one in the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fastvq.models.rendering.charts import number_text
+from fastvq.models.rendering.report import Metric
+
+_SLICES = {
+    "root_velocity": ("root velocity", "how fast the body moves over the ground"),
+    "root_heading": ("heading", "which way the body faces"),
+    "joint_position": ("joint positions", "where the joints are, relative to the body"),
+    "joint_velocity": ("joint velocities", "how the joints move from frame to frame"),
+    "joint_rotation": ("joint rotations", "how the limbs are turned"),
+}
+
+
+def metrics(evaluation: Mapping[str, Any], codebook_size: int) -> list[Metric]:
+    """The rows, most telling first.
+
+    Args:
+        evaluation: what :func:`fastvq.models.evaluation.evaluate.evaluate` returned.
+        codebook_size: codes of a group.
+    """
+    speed = float(f"{evaluation['tokens_per_second']:.3g}")
+    shuffled, mean = evaluation["mpjpe_shuffled_tokens_mm"], evaluation["mpjpe_mean_features_mm"]
+    rows = [
+        Metric(
+            "Joint error (MPJPE)",
+            f"{evaluation['mpjpe_mm']:.1f} mm",
+            "Mean distance of a joint from its true place, pelvises moved together. For comparison: "
+            f"{shuffled:.0f} mm with the same tokens in shuffled order, {mean:.0f} mm with the average pose.",
+            headline=True,
+        ),
+        Metric(
+            "Perplexity",
+            f"{evaluation['perplexity']:.0f} of {codebook_size}",
+            f"How many codes a group uses evenly, mean over the groups; at most {codebook_size}, and no more than "
+            f"the {evaluation['latents']:,} tokens of a group that were counted.",
+            headline=True,
+        ),
+        Metric(
+            "Utilisation",
+            f"{evaluation['utilisation']:.1%}",
+            "Share of the codes that occur at least once, mean over the groups.",
+            headline=True,
+        ),
+        Metric(
+            "Encoding speed",
+            f"{number_text(speed)} tokens/s",
+            f"Motion to tokens: {evaluation['frames'] / evaluation['encode_seconds']:,.0f} frames a second.",
+            headline=True,
+        ),
+        Metric(
+            "Acceleration error",
+            f"{evaluation['accel_error_mm']:.2f} mm/frame²",
+            "How much the reconstruction jitters or smooths; 0 moves exactly alike.",
+        ),
+        Metric(
+            "Reconstruction loss",
+            number_text(evaluation["recon_smooth_l1"]),
+            "Smooth-L1 over all features, each in units of its usual variation; smaller is better.",
+        ),
+    ]
+    rows += [
+        Metric(f"  of {_SLICES[name][0]}", number_text(value), f"The same for {_SLICES[name][1]}.")
+        for name, value in evaluation["recon_per_slice"].items()
+    ]
+    rows.append(
+        Metric(
+            "Measured on",
+            f"{evaluation['clips']} clips",
+            f"{evaluation['frames']:,} frames, {evaluation['tokens']:,} tokens.",
+        )
+    )
+    return rows
+
+
+def print_table(rows: Sequence[Metric], console: Console, title: str) -> None:
+    """The rows as a table."""
+    table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
+    table.add_column("measure", no_wrap=True)
+    table.add_column("value", justify="right", no_wrap=True, style="bold")
+    table.add_column("what it says", style="dim")
+    for row in rows:
+        table.add_row(row.label, row.value, row.meaning)
+    console.print(table, soft_wrap=False)
