@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch.nn.functional as F
-from fastvq.models.nn.conv import Conv1d
 from torch import Tensor, nn
+
+from fastvq.models.nn.conv import Conv1d
 
 Activation = Literal["relu", "silu", "gelu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu}

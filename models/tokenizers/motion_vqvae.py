@@ -63,7 +63,7 @@ class MotionVQVAE(nn.Module, ModelHubMixin):
             "activation": config.activation,
         }
         self.encoder = Encoder(config.input_dim, config.output_dim, down_stages=config.down_stages, **shape)
-        self.quantizer: nn.Module = GroupedVQ(
+        self.quantizer = GroupedVQ(
             config.output_dim,
             config.codebook_size,
             groups=config.groups,
@@ -326,7 +326,7 @@ class MotionVQVAE(nn.Module, ModelHubMixin):
         pretrained.check_state(state, own, source)
         self.load_state_dict(state)
 
-    def save_pretrained(  # type: ignore[override]  # the mixin also writes a model card
+    def save_pretrained(
         self,
         save_directory: str | Path,
         *,

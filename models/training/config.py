@@ -159,6 +159,6 @@ def fastest_precision(device: torch.device | None = None) -> Precision:
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp32"
     if device.type == "cpu":
-        found = getattr(torch.cpu, "get_capabilities", dict)()
+        found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         return "bf16" if found.get("avx512_bf16") or found.get("amx_bf16") else "fp32"
     return "fp32"

@@ -109,7 +109,7 @@ def fingerprint(clips: Sequence[FeatureClip]) -> str:
     digest = hashlib.sha256()
     for clip in clips:
         digest.update(f"{clip.name}\0{clip.split}\0{clip.features.shape}\0".encode())
-        digest.update(np.ascontiguousarray(clip.features))
+        digest.update(clip.features.tobytes())
     return digest.hexdigest()
 
 
