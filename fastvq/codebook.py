@@ -102,8 +102,11 @@ class Codebook(nn.Module):
         if self.metric == "cosine":
             codes = nn.functional.normalize(codes, dim=-1)
         self.codebook.copy_(codes)
-        # Every code starts with an even share of the batch, so that the first updates move it gently.
+        # As if the averages had begun at zero and this batch, shared evenly, were their first step: early in training
+        # the rows move fast, and averages that weighed 1 / (1 - decay) batches from the start would trail behind.
         share = x.shape[1] * x.shape[2] / self.codebook_size
+        if isinstance(self.rules.update, EMA):
+            share *= 1 - self.rules.update.decay
         self.cluster_size.fill_(share)
         self.embed_sum.copy_(self.codebook * share)
         self._initted = True
