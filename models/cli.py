@@ -79,9 +79,10 @@ def _dispatch(arguments: list[str]) -> int:
         hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
         raise UserError(f"there is no {what} {name}: {hint}")
     try:
-        code: int = importlib.import_module(f"fastvq.models.commands.{name}").main(options)
+        command = importlib.import_module("fastvq.models.commands.options").read(name, options)
     except SystemExit as stop:  # how tyro ends after --help (0) and after options that it refuses (2)
         return stop.code if isinstance(stop.code, int) else 2
+    code: int = importlib.import_module(f"fastvq.models.commands.{name}").run(command)
     return code
 
 

@@ -6,24 +6,18 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
 
-import tyro
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from fastvq.models.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
-
-    from fastvq.models.motion.clip import Clip
-    from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
-    from fastvq.models.training.data import FeatureClip
-
-Command = TypeVar("Command")
-OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(optional)")]
-OptionalText = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(optional)")]
+from fastvq.models.motion.clip import Clip
+from fastvq.models.motion.load import load_clips
+from fastvq.models.motion.mapping import MappingReport
+from fastvq.models.storage import write_text
+from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
+from fastvq.models.training.data import FeatureClip, prepare_clips
 
 # What a run folder may hold; --overwrite removes these and nothing else.
 RUN_FILES = (
@@ -40,14 +34,6 @@ RUN_FILES = (
 )
 RUN_FOLDERS = ("checkpoints", "tensorboard")
 _NOTES_SHOWN = 6
-
-
-def parse(command: type[Command], name: str, arguments: Sequence[str], default: Command | None = None) -> Command:
-    """The options of a command as its dataclass; after ``--help`` or a wrong option it prints and exits."""
-    config = (tyro.conf.FlagCreatePairsOff,)
-    if default is None:
-        return tyro.cli(command, prog=f"fastvq {name}", args=list(arguments), config=config)
-    return tyro.cli(command, prog=f"fastvq {name}", args=list(arguments), default=default, config=config)
 
 
 def make_console() -> Console:
@@ -113,8 +99,6 @@ def read_clips(
     Raises:
         UserError: nothing usable is there.
     """
-    from fastvq.models.motion.load import load_clips
-
     with progress_bar(console, "reading") as bar:
         task = bar.add_task("reading", total=None, name="")
 
@@ -122,20 +106,15 @@ def read_clips(
             bar.update(task, completed=done, total=total, name=name)
 
         report = load_clips(path, fps=fps, split=split, mapping_file=mapping, progress=show)
-    notes = [f"skeleton {mapped}" for mapped in map(describe_mapping, report.mappings.values())]
-    print_notes([*notes, *report.notes], console)
+    print_notes([*map(describe_mapping, report.mappings.values()), *report.notes], console)
     return report.clips
 
 
-def describe_mapping(report: object) -> str:
-    """One line on how a skeleton was mapped: joints by name, End Sites and interpolated ones."""
-    sources: dict[str, str] = report.sources  # type: ignore[attr-defined]
-    guessed = [
-        f"{joint} {source}" for joint, source in sources.items() if source.startswith(("end site", "interpolated"))
-    ]
-    by_name = len(sources) - len(guessed)
-    text = f"{report.skeleton}: {by_name} joints mapped by name"  # type: ignore[attr-defined]
-    return f"{text}; {', '.join(guessed)}" if guessed else text
+def describe_mapping(report: MappingReport) -> str:
+    """One line on how a skeleton was mapped: how many joints by name, and where the others come from."""
+    others = [f"{joint} {report.sources[joint]}" for joint in (*report.end_sites, *report.interpolated)]
+    text = f"{report.skeleton}: {len(report.sources) - len(others)} joints mapped by name"
+    return f"{text}; {', '.join(others)}" if others else text
 
 
 def print_notes(notes: Sequence[str], console: Console) -> None:
@@ -152,8 +131,6 @@ def prepare(clips: Sequence[Clip], console: Console, *, fps: float = 30.0) -> li
     Raises:
         UserError: nothing remains.
     """
-    from fastvq.models.training.data import prepare_clips
-
     notes: list[str] = []
     prepared = prepare_clips(clips, fps=fps, notes=notes)
     print_notes(notes, console)
@@ -168,8 +145,6 @@ def choose_device(name: str) -> torch.device:
     Raises:
         UserError: no such device.
     """
-    import torch
-
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -187,8 +162,6 @@ def load_model(checkpoint: str, device: str = "auto") -> MotionVQVAE:
     Raises:
         UserError: files are missing or damaged, or there is no such device.
     """
-    from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
-
     chosen = choose_device(device)
     return MotionVQVAE.from_pretrained(checkpoint).to(chosen)
 
@@ -199,8 +172,6 @@ def write_json(path: Path, values: object) -> None:
     Raises:
         UserError: the file system refuses.
     """
-    from fastvq.models.storage import write_text
-
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 

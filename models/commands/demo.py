@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from fastvq.models.commands import common
 from fastvq.models.commands.finish import finish_run
+from fastvq.models.commands.options import Demo
 from fastvq.models.errors import UserError
 from fastvq.models.motion.clip import Clip
 from fastvq.models.motion.procedural import generate_clips
@@ -26,29 +27,8 @@ TIMED_STEPS = 12
 FEWEST_STEPS = 20
 
 
-@dataclass(frozen=True)
-class Demo:
-    """Train a small motion tokenizer, measure it on motions it has not seen, and show them in a report.
-
-    Without --data the motions are made up: bodies that walk, turn, run, jump, reach, wave and squat. Training takes
-    about --seconds; the whole demo about a minute more.
-    """
-
-    data: common.OptionalPath = None
-    """Your own motions: a file or folder of BVH, ASF/AMC, joint arrays or 272-dimensional features."""
-    out: common.OptionalPath = None
-    """The run folder to write; runs/demo, or the first free of runs/demo-2, runs/demo-3, ... if absent."""
-    seconds: float = 120.0
-    """Training time."""
-    overwrite: bool = False
-    """Remove an earlier run in --out first."""
-    seed: int = 0
-    """Seed of the made-up motions and of the training."""
-
-
-def main(arguments: Sequence[str]) -> int:
+def run(command: Demo) -> int:
     """Runs the demo; returns the exit code."""
-    command = common.parse(Demo, "demo", arguments)
     if not command.seconds > 0:
         raise UserError(f"--seconds must be above 0, got {command.seconds:g}")
     console = common.make_console()

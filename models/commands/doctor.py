@@ -6,8 +6,6 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import metadata
 
 import torch
@@ -16,24 +14,13 @@ from rich.table import Table
 import fastvq
 from fastvq import ops
 from fastvq.models.commands import common
+from fastvq.models.commands.options import Doctor
 from fastvq.models.training.config import fastest_precision
 from fastvq.models.training.environment import PACKAGES, device_name
 
 
-@dataclass(frozen=True)
-class Doctor:
-    """Tell which device, versions and kernels are in use, and why.
-
-    Compiles the CPU kernels if that was not done yet.
-    """
-
-    device: str = "auto"
-    """The device to ask about: auto, cpu, cuda or cuda:N."""
-
-
-def main(arguments: Sequence[str]) -> int:
+def run(command: Doctor) -> int:
     """Prints the findings; returns the exit code."""
-    command = common.parse(Doctor, "doctor", arguments)
     device = common.choose_device(command.device)
     console = common.make_console()
     table = Table(show_header=False, box=None, pad_edge=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,12 @@ from rich.console import Console
 
 from fastvq.metrics import code_counts
 from fastvq.models.commands.common import progress_bar, write_json
+from fastvq.models.commands.passes import Reconstruction, encode_clips, reconstruct, spread
 from fastvq.models.commands.results import metrics, print_table
 from fastvq.models.evaluation.evaluate import evaluate
-from fastvq.models.evaluation.metrics import joint_errors
-from fastvq.models.motion.features272 import features_to_joints
 from fastvq.models.rendering.charts import Series
 from fastvq.models.rendering.report import Curves, Report, Usage, write_report
 from fastvq.models.rendering.scene import Scene, Track
-from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
 from fastvq.models.tokenizers.token_file import write_tokens
 from fastvq.models.training.data import FeatureClip
 from fastvq.models.training.losses import TERMS
@@ -30,17 +27,6 @@ from fastvq.models.training.trainer import RunResult
 
 SHOWN_CLIPS = 6
 SHOWN_SECONDS = 10.0
-# Clips among which those to show are chosen; more would only take longer.
-CANDIDATES = 60
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """A clip beside what comes back from its tokens."""
-
-    clip: FeatureClip
-    joints: np.ndarray
-    mpjpe_mm: float
 
 
 def finish_run(
@@ -93,52 +79,11 @@ def finish_run(
     return evaluation
 
 
-def encode_clips(
-    model: MotionVQVAE, clips: Sequence[FeatureClip], console: Console, *, batch_size: int = 16
-) -> list[torch.Tensor]:
-    """(groups, T') tokens of every clip, on the CPU."""
-    tokens: list[torch.Tensor] = []
-    downsample = model.config.downsample
-    with progress_bar(console, "encoding") as bar:
-        task = bar.add_task("encoding", total=len(clips), name="")
-        for start in range(0, len(clips), batch_size):
-            part = clips[start : start + batch_size]
-            found = model.encode_batch([torch.from_numpy(clip.features) for clip in part]).cpu()
-            lengths = [-(-len(clip.features) // downsample) for clip in part]
-            tokens += [found[:, row, :length].contiguous() for row, length in enumerate(lengths)]
-            bar.update(task, completed=len(tokens))
-    return tokens
-
-
-def reconstruct(model: MotionVQVAE, clips: Sequence[FeatureClip], *, limit: int = CANDIDATES) -> list[Reconstruction]:
-    """Clips and their reconstructions; an even sample of ``limit`` where there are more."""
-    chosen = [clips[index] for index in _spread(len(clips), limit)]
-    found = []
-    for start in range(0, len(chosen), 16):
-        part = chosen[start : start + 16]
-        motions = [torch.from_numpy(clip.features) for clip in part]
-        decoded = model.decode_batch(model.encode_batch(motions), [len(motion) for motion in motions])
-        for clip, motion in zip(part, decoded, strict=True):
-            joints = features_to_joints(motion.cpu().numpy())
-            error = float(joint_errors(joints, clip.joints).mean())
-            found.append(Reconstruction(clip, joints, error))
-    return found
-
-
 def representative(found: Sequence[Reconstruction], count: int = SHOWN_CLIPS) -> list[Reconstruction]:
     """From the smallest error to the largest in even steps; clips below a second only for want of others."""
     long = [one for one in found if len(one.joints) >= 30]
     ranked = sorted(long if len(long) >= count else found, key=lambda one: one.mpjpe_mm)
-    return [ranked[index] for index in _spread(len(ranked), count)]
-
-
-def _spread(total: int, count: int) -> list[int]:
-    """``count`` different indices below ``total``, evenly spaced from the first to the last."""
-    if total <= count:
-        return list(range(total))
-    if count == 1:
-        return [0]
-    return [round(index * (total - 1) / (count - 1)) for index in range(count)]
+    return [ranked[index] for index in spread(len(ranked), count)]
 
 
 def _scene(one: Reconstruction, fps: float) -> Scene:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 
 from fastvq.models.commands import common
-from fastvq.models.commands.decode import decode_clips
-from fastvq.models.commands.finish import reconstruct
+from fastvq.models.commands.options import Render
+from fastvq.models.commands.passes import decode_clips, reconstruct
 from fastvq.models.errors import UserError
 from fastvq.models.motion.features272 import features_to_joints
 from fastvq.models.rendering.gif import write_gif
@@ -19,39 +17,8 @@ from fastvq.models.rendering.scene import Scene, Track
 from fastvq.models.tokenizers.token_file import read_tokens
 
 
-@dataclass(frozen=True)
-class Render:
-    """Show motions or tokens as a page with moving skeletons (.html) or as an animation (.gif).
-
-    --data alone shows motions as they are; with --checkpoint each stands beside what comes back from its tokens.
-    --tokens with --checkpoint shows what the tokens mean.
-    """
-
-    out: Path
-    """The file to write, ending in .html (all chosen clips) or .gif (one clip)."""
-    data: common.OptionalPath = None
-    """Motions: a file or folder of BVH, ASF/AMC, joint arrays or 272-dimensional features."""
-    tokens: common.OptionalPath = None
-    """A token file."""
-    checkpoint: common.OptionalText = None
-    """The model: a run folder, a folder of save_pretrained, or a name on the Hugging Face Hub."""
-    clip: tuple[str, ...] = ()
-    """Names of the clips to show; the first ones if absent."""
-    max_clips: int = 12
-    """Largest number of clips on a page."""
-    size: int = 360
-    """Height of a GIF, pixels."""
-    mapping: common.OptionalPath = None
-    """JSON file of {SMPL joint: joint of your skeleton}, where joint names say too little."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    overwrite: bool = False
-    """Replace --out if it exists."""
-
-
-def main(arguments: Sequence[str]) -> int:
+def run(command: Render) -> int:
     """Renders; returns the exit code."""
-    command = common.parse(Render, "render", arguments)
     common.check_new_file(command.out, overwrite=command.overwrite, endings=(".html", ".htm", ".gif"))
     if (command.data is None) == (command.tokens is None):
         raise UserError("render needs either --data or --tokens: give one of them")

@@ -35,11 +35,11 @@ def in_process(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     """Puts a command in doctor's place that fails."""
 
-    def fail(arguments: list[str]) -> int:
+    def fail(command: object) -> int:
         raise error
 
     module = types.ModuleType("fastvq.models.commands.doctor")
-    module.main = fail  # type: ignore[attr-defined]
+    module.run = fail  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
@@ -157,7 +157,7 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     code = (
         "import types; from fastvq.models import cli\n"
         "module = types.ModuleType('doctor')\n"
-        "module.main = lambda arguments: [print('x' * 1000) for _ in range(10000)] and 0\n"
+        "module.run = lambda command: [print('x' * 1000) for _ in range(10000)] and 0\n"
         "sys.modules['fastvq.models.commands.doctor'] = module\n"
         "sys.exit(cli.main(['doctor']))"
     )

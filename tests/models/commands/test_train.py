@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from fastvq.models.commands import demo
-from fastvq.models.commands.finish import Reconstruction, representative
+from fastvq.models.commands.finish import representative
+from fastvq.models.commands.passes import Reconstruction
 from fastvq.models.motion.clip import Clip
 from fastvq.models.motion.load import load_clips
 from fastvq.models.rendering.scene import unpack_joints

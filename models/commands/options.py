@@ -1,0 +1,172 @@
+"""The options of every command, as dataclasses that tyro reads. Kept apart so that ``--help`` loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(optional)")]
+OptionalText = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(optional)")]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train a small motion tokenizer, measure it on motions it has not seen, and show them in a report.
+
+    Without --data the motions are made up: bodies that walk, turn, run, jump, reach, wave and squat. Training takes
+    about --seconds; the whole demo about a minute more.
+    """
+
+    data: OptionalPath = None
+    """Your own motions: a file or folder of BVH, ASF/AMC, joint arrays or 272-dimensional features."""
+    out: OptionalPath = None
+    """The run folder to write; runs/demo, or the first free of runs/demo-2, runs/demo-3, ... if absent."""
+    seconds: float = 120.0
+    """Training time."""
+    overwrite: bool = False
+    """Remove an earlier run in --out first."""
+    seed: int = 0
+    """Seed of the made-up motions and of the training."""
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Turn motions into a file of tokens.
+
+    Motions are resampled to the model's frame rate and cut where a body jumps; a clip needs 4 frames.
+    """
+
+    checkpoint: str
+    """A run folder, a folder of save_pretrained, or a name on the Hugging Face Hub."""
+    data: Path
+    """Motions: a file or folder of BVH, ASF/AMC, joint arrays or 272-dimensional features."""
+    out: Path
+    """The token file to write, ending in .safetensors."""
+    split: OptionalText = None
+    """Only clips of this split, train or test; all if absent."""
+    mapping: OptionalPath = None
+    """JSON file of {SMPL joint: joint of your skeleton}, where joint names say too little."""
+    batch_size: int = 16
+    """Clips encoded at once."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    overwrite: bool = False
+    """Replace --out if it exists."""
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Turn a file of tokens back into motions.
+
+    bvh writes one file for each clip; npz writes motions.npz, joint positions (frames, 22, 3) in metres of every clip
+    by name, with motions.json beside it. Both have Y up and SMPL's 22 joints, and fastvq reads them again.
+    """
+
+    checkpoint: str
+    """The model that wrote the tokens: a run folder, a folder of save_pretrained, or a name on the hub."""
+    tokens: Path
+    """The token file."""
+    out: Path
+    """The folder to write into."""
+    format: Literal["bvh", "npz"] = "bvh"
+    """Kind of files to write."""
+    rigid_bones: bool = False
+    """Pose a skeleton of constant bone lengths by the decoded rotations. Otherwise joints are where the model puts
+    them, and BVH files hold positions for joints whose distances vary."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    overwrite: bool = False
+    """Write into --out although it is not empty; files of the same names are replaced."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure how well a tokenizer keeps motions: joint error, reconstruction loss, use of the codes, speed."""
+
+    checkpoint: str
+    """A run folder, a folder of save_pretrained, or a name on the Hugging Face Hub."""
+    data: Path
+    """Motions: a file or folder of BVH, ASF/AMC, joint arrays or 272-dimensional features."""
+    split: str = "test"
+    """The split to measure: train, test, another one that the data names, or all."""
+    json: OptionalPath = None
+    """File for the numbers."""
+    mapping: OptionalPath = None
+    """JSON file of {SMPL joint: joint of your skeleton}, where joint names say too little."""
+    batch_size: int = 16
+    """Clips encoded at once."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    overwrite: bool = False
+    """Replace --json if it exists."""
+
+
+@dataclass(frozen=True)
+class Render:
+    """Show motions or tokens as a page with moving skeletons (.html) or as an animation (.gif).
+
+    --data alone shows motions as they are; with --checkpoint each stands beside what comes back from its tokens.
+    --tokens with --checkpoint shows what the tokens mean.
+    """
+
+    out: Path
+    """The file to write, ending in .html (all chosen clips) or .gif (one clip)."""
+    data: OptionalPath = None
+    """Motions: a file or folder of BVH, ASF/AMC, joint arrays or 272-dimensional features."""
+    tokens: OptionalPath = None
+    """A token file."""
+    checkpoint: OptionalText = None
+    """The model: a run folder, a folder of save_pretrained, or a name on the Hugging Face Hub."""
+    clip: tuple[str, ...] = ()
+    """Names of the clips to show; the first ones if absent."""
+    max_clips: int = 12
+    """Largest number of clips on a page."""
+    size: int = 360
+    """Height of a GIF, pixels."""
+    mapping: OptionalPath = None
+    """JSON file of {SMPL joint: joint of your skeleton}, where joint names say too little."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    overwrite: bool = False
+    """Replace --out if it exists."""
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Tell which device, versions and kernels are in use, and why.
+
+    Compiles the CPU kernels if that was not done yet.
+    """
+
+    device: str = "auto"
+    """The device to ask about: auto, cpu, cuda or cuda:N."""
+
+
+def read(name: str, arguments: Sequence[str]) -> Any:
+    """The options of the command ``name`` as its dataclass; prints and exits after ``--help`` or a wrong option."""
+    command: Any
+    default = None
+    if name == "train":
+        # Its options are the training's own settings, whose checks need torch.
+        from fastvq.models.commands.train_options import Train, stored
+
+        command, default = Train, stored(arguments)
+    else:
+        command = _COMMANDS[name]
+    config = (tyro.conf.FlagCreatePairsOff,)
+    keywords = {} if default is None else {"default": default}
+    return tyro.cli(command, prog=f"fastvq {name}", args=list(arguments), config=config, **keywords)
+
+
+_COMMANDS = {
+    "demo": Demo,
+    "encode": Encode,
+    "decode": Decode,
+    "evaluate": Evaluate,
+    "render": Render,
+    "doctor": Doctor,
+}
