@@ -60,6 +60,8 @@ class Conv1d(nn.Module):
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
         implementation = self.implementation
+        # Forward and backward of the auto-encoder at width 512, 16 windows of 64 frames, two AVX-512 cores: float32
+        # conv1d 0.17 s, im2col 0.38 s; bfloat16 conv1d 0.11 s, im2col 0.09 s (at width 1024 0.41 and 0.32 s).
         if implementation == "auto":
             implementation = "im2col" if device == "cpu" and x.dtype == torch.bfloat16 else "conv1d"
         if implementation == "conv1d":
