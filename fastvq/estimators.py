@@ -23,7 +23,18 @@ class StraightThrough:
 
     def __call__(self, x: Tensor, quantized: Tensor) -> Tensor:
         # Not x + (q - x): that rounds, and the decoder would not see the code itself.
-        return quantized.detach() + (x - x.detach())
+        result: Tensor = _Pass.apply(x, quantized.detach())
+        return result
+
+
+class _Pass(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, quantized: Tensor) -> Tensor:
+        return quantized.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        return grads[0], None
 
 
 @dataclass(frozen=True)
@@ -68,25 +79,31 @@ class _Commitment(torch.autograd.Function):
     """The mean of squared distances that the search has already found; see :func:`commitment_loss`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, quantized: Tensor, distances: Tensor, valid: Tensor) -> Tensor:
-        number = valid.sum().clamp_min(1) * x.shape[-1]
-        ctx.save_for_backward(x, quantized, valid, number)
-        return torch.where(valid, distances, 0).sum() / number
+    def forward(ctx: Any, x: Tensor, quantized: Tensor, distances: Tensor, valid: Tensor | None) -> Tensor:
+        ctx.number = max(distances.numel(), 1) if valid is None else valid.sum()
+        if valid is not None:
+            distances = torch.where(valid, distances, 0)
+            ctx.number = ctx.number.clamp_min(1)
+        ctx.number = ctx.number * x.shape[-1]
+        ctx.save_for_backward(x, quantized, valid)
+        return distances.sum() / ctx.number
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None]:
-        x, quantized, valid, number = ctx.saved_tensors
-        difference = torch.where(valid.unsqueeze(-1), x.to(quantized.dtype) - quantized, 0)
-        return (difference * (2 * grads[0] / number)).to(x.dtype), None, None, None
+        x, quantized, valid = ctx.saved_tensors
+        difference = (x - quantized).mul_(2 * grads[0] / ctx.number)
+        if valid is not None:
+            difference = torch.where(valid.unsqueeze(-1), difference, 0)
+        return difference.to(x.dtype), None, None, None
 
 
-def commitment_loss(x: Tensor, quantized: Tensor, distances: Tensor, valid: Tensor) -> Tensor:
+def commitment_loss(x: Tensor, quantized: Tensor, distances: Tensor, valid: Tensor | None = None) -> Tensor:
     """mean((x - sg(q))^2) over valid rows, from the distances of the search, so that no difference is formed twice.
 
     Args:
         x: (..., D), gets the gradient. quantized: (..., D), gets none.
         distances: (...), squared Euclidean distances of x and quantized.
-        valid: (...), bool; other rows count for nothing.
+        valid: (...), bool; other rows count for nothing. None where all count.
 
     Returns:
         A scalar, float32 (float64 for float64).

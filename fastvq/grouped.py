@@ -96,10 +96,12 @@ class GroupedVQ(nn.Module):
         if self.training:
             self.codebooks.initialise_(rows, mask)
         indices, distances = self.codebooks.search(rows.detach(), mask)
-        # A row that is not finite has distance NaN, and NaN is what its quantized row becomes.
-        lost = torch.where(distances.isnan(), float("nan"), 0.0).to(distances.dtype)
-        codes = self.codebooks.lookup(indices) + lost.unsqueeze(-1)
-        valid = indices >= 0
+        codes = self.codebooks.lookup(indices)
+        valid = None
+        if self._may_have_holes(indices):
+            # A row that is not finite has distance NaN, and NaN is what its quantized row becomes.
+            lost = torch.where(distances.isnan(), float("nan"), 0.0).to(distances.dtype)
+            codes, valid = codes + lost.unsqueeze(-1), indices >= 0
         if self.codebooks.metric != "l2":
             distances = (rows.detach().to(codes.dtype) - codes).square().sum(-1)
         loss = self.commitment_weight * commitment_loss(rows, codes, distances, valid)
@@ -153,6 +155,11 @@ class GroupedVQ(nn.Module):
 
     def _index_shape(self, indices: Tensor, shape: torch.Size) -> Tensor:
         return indices.permute(1, 2, 0).reshape(*shape, self.groups)
+
+    @staticmethod
+    def _may_have_holes(indices: Tensor) -> bool:
+        """Whether some index may be -1: asked on a CPU, where the answer costs no sync; assumed elsewhere."""
+        return indices.device.type != "cpu" or torch.compiler.is_compiling() or bool((indices < 0).any())
 
     def _raise_unless_finite(self, x: Tensor) -> None:
         if torch.compiler.is_compiling():
