@@ -11,6 +11,7 @@
 namespace fastvq::cpu::FASTVQ_ISA {
 
 typedef double Quad64 __attribute__((vector_size(32)));
+typedef uint32_t Bits __attribute__((vector_size(16)));
 
 FASTVQ_INLINE double sum(const Quad64& q) { return (q[0] + q[2]) + (q[1] + q[3]); }
 
@@ -31,9 +32,28 @@ static void read_codes_as(const Nearest& call, int64_t group, int64_t first, int
       for (int64_t d = 0; d < dim; ++d)
         rows[k * dim + d] = from[k * call.codebook.code_stride + d * call.codebook.dim_stride];
   }
-  for (int64_t k = first; k < last; ++k)
-    call.excluded[group * call.codebook.codes + k] = !all_finite(rows + k * dim, dim);
+  if (call.is_double() || call.metric == Metric::cosine)
+    for (int64_t k = first; k < last; ++k)
+      call.excluded[group * call.codebook.codes + k] = !all_finite(rows + k * dim, dim);
   if (call.metric == Metric::cosine) unit_rows(rows + first * dim, dim, last - first, dim, rows + first * dim, dim);
+}
+
+struct CodeBits {
+  uint32_t largest;  // of |c_d|; as bits it orders like the value
+  uint32_t hash;
+};
+
+FASTVQ_INLINE CodeBits bits_of(const float* row, int64_t dim) {
+  Bits largest{}, hash{}, factor = {0x85ebca6bu, 0xc2b2ae35u, 0x27d4eb2fu, 0x165667b1u};
+  for (int64_t d = 0; d < dim; d += 4) {
+    const Bits bits = reinterpret<Bits>(load_quad(row, d, dim)), magnitude = bits & 0x7fffffffu;
+    largest = magnitude > largest ? magnitude : largest;
+    hash += (bits ^ bits >> 15) * factor;
+    factor += 0x9e3779b2u;
+  }
+  CodeBits result{0, hash[0] ^ hash[1] << 7 ^ hash[2] << 13 ^ hash[3] << 19};
+  for (int i = 0; i < 4; ++i) result.largest = largest[i] > result.largest ? largest[i] : result.largest;
+  return result;
 }
 
 // Reads one chunk of codes: copies them where the oracle needs its own, marks the excluded, and adds up what
@@ -44,31 +64,31 @@ static void read_codes(const Nearest& call, int64_t group, int64_t chunk) {
   if (call.is_double()) return read_codes_as<double>(call, group, first, last);
   read_codes_as<float>(call, group, first, last);
 
+  constexpr uint32_t INFINITE = 0x7f800000u;
   const int64_t slot = group * call.chunks + chunk;
   double* sums = call.chunk_sums + slot * dim;
   for (int64_t d = 0; d < dim; ++d) sums[d] = 0;
-  uint32_t largest = 0;  // of |c| as bits, which order like the values
+  uint32_t largest = 0;
   double largest_square = 0;
   int64_t finite = 0;
   for (int64_t k = first; k < last; ++k) {
     const int64_t code = group * codes + k;
-    if (call.excluded[code]) continue;
     const float* row = call.float_codes(group) + k * dim;
-    uint32_t hash = 0;
-    for (int64_t d = 0; d < dim; ++d) {
-      const auto bits = reinterpret<uint32_t>(row[d]);
-      const uint32_t magnitude = bits & 0x7fffffffu;
-      largest = magnitude > largest ? magnitude : largest;
-      hash += (bits ^ bits >> 15) * (static_cast<uint32_t>(d) * 0x9e3779b2u + 0x85ebca6bu);
-    }
-    for (int64_t d = 0; d < dim; ++d) sums[d] += row[d];
+    const CodeBits bits = bits_of(row, dim);
+    call.hashes[code] = bits.hash;
+    if (call.metric != Metric::cosine) call.excluded[code] = bits.largest >= INFINITE;
+    if (call.excluded[code]) continue;
+    largest = bits.largest > largest ? bits.largest : largest;
+    ++finite;
+    int64_t d = 0;
+    for (; d + 4 <= dim; d += 4)
+      store(sums + d, load<Quad64>(sums + d) + __builtin_convertvector(load<Quad>(row + d), Quad64));
+    for (; d < dim; ++d) sums[d] += row[d];
     if (call.metric != Metric::l2) {
       double square = 0;
-      for (int64_t d = 0; d < dim; ++d) square += double(row[d]) * row[d];
+      for (d = 0; d < dim; ++d) square += double(row[d]) * row[d];
       largest_square = square > largest_square ? square : largest_square;
     }
-    call.hashes[code] = hash ^ hash >> 16;
-    ++finite;
   }
   call.chunk_largest[slot] = reinterpret<float>(largest);
   call.chunk_square[slot] = largest_square;
@@ -133,8 +153,8 @@ static void centre_codes(const Nearest& call, int64_t group, int worker) {
   find_repeats(call, group, call.hash_slots + worker * call.slot_count);
 }
 
-// Four codes from `first` on, centred: calls write(d, columns) for every four d, each column holding one d of the four
-// codes, and gives their biases (minus infinity where a code is left out). Returns the largest |e^|^2.
+// Four codes from `first` on, centred and scaled: calls write(d, q) for every four d, q[i] belonging to code i, and gives
+// their biases (minus infinity where a code is left out). Returns the largest |e^|^2.
 template <class Write>
 FASTVQ_INLINE double centre_four(const Nearest& call, int64_t group, int64_t first, float* bias, Write&& write) {
   const int64_t codes = call.codebook.codes, dim = call.codebook.dim;
@@ -150,12 +170,12 @@ FASTVQ_INLINE double centre_four(const Nearest& call, int64_t group, int64_t fir
   for (int64_t d = 0; d < dim; d += 4) {
     const Quad m = load_quad(mean, d, dim);
     Quad q[4];
+#pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       q[i] = absent[i] ? Quad{} : load_quad(row[i], d, dim) * scale - m;
       const Quad64 wide = __builtin_convertvector(q[i], Quad64);
       square[i] += wide * wide;
     }
-    transpose(q);
     write(d, q);
   }
   double largest_square = 0;

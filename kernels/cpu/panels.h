@@ -25,32 +25,28 @@ constexpr int64_t BLOCK_ROWS = 96;             // rows that share one walk over 
 constexpr int64_t BLOCK_BYTES = 192 * 1024;    // of row tiles, which stay in the second-level cache
 
 struct PanelScratch {
-  int64_t* numbers;
-  int64_t* offsets;
-  const float** rows;   // each row as the oracle reads it
-  float* row_values;    // (block, D), where the given memory does not serve
+  BlockRows rows;
   float* tiles;         // (block / TILE, D, TILE)
   float* squares;       // (block)
   float* best;          // (block, LANES)
   float* second;        // (block, LANES)
   int32_t* where;       // (block, LANES): the vector of codes that held the best
-  float* thresholds;    // (block)
+  float* tops;          // (block), rounded up to LANES: each row's best score
+  float* thresholds;    // (block), the same
   int32_t* listed;      // (TILE, LISTED)
   ScanQueue queue;
 
   int64_t lay_out(char* base, const Nearest& call, int64_t block) {
     Arena arena(base);
     const int64_t dim = call.x.dim;
-    numbers = arena.take<int64_t>(block);
-    offsets = arena.take<int64_t>(block);
-    rows = arena.take<const float*>(block);
-    row_values = arena.take<float>(block * dim);
+    rows.lay_out(arena, dim, block);
     tiles = arena.take<float>(block * (dim + 3));
-    squares = arena.take<float>(block);
+    squares = arena.take<float>(block + LANES);
     best = arena.take<float>(block * LANES);
     second = arena.take<float>(block * LANES);
     where = arena.take<int32_t>(block * LANES);
-    thresholds = arena.take<float>(block);
+    tops = arena.take<float>(block + LANES);
+    thresholds = arena.take<float>(block + LANES);
     listed = arena.take<int32_t>(TILE * LISTED);
     queue.rows = arena.take<double>(SCAN_ROWS * dim);
     queue.scratch = arena.take<double>(scan_scratch(dim));
@@ -115,22 +111,28 @@ static void list_candidates(int64_t dim, const float* tile, const float* panel, 
       }
 }
 
-// One tile: TILE rows, centred and scaled, d-major, and the sums of their squares.
+// One tile: TILE rows, centred and scaled, d-major, and the sums of their squares. `rows` goes on for `ahead` rows.
 static void pack_tile(const Nearest& call, const GroupCodes& codes, const float* shift, const float* const* rows,
-                      int count, float* tile, float* squares) {
+                      int count, int ahead, float* tile, float* squares) {
   const int64_t dim = call.x.dim;
   for (int r0 = 0; r0 < TILE; r0 += 4) {
     Quad square[4] = {};
-    const float* row[4];
-    for (int i = 0; i < 4; ++i) row[i] = rows[r0 + i < count ? r0 + i : count - 1];
+    const float *row[4], *next[4];  // the next four rows are fetched meanwhile: they come from memory
+    for (int i = 0; i < 4; ++i) {
+      row[i] = rows[r0 + i < count ? r0 + i : count - 1];
+      next[i] = rows[r0 + 4 + i < ahead ? r0 + 4 + i : ahead - 1];
+    }
     for (int64_t d = 0; d < dim; d += 4) {
       const Quad m = load_quad(shift, d, dim);
       Quad q[4];
+#pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
+        if (d % 16 == 0) __builtin_prefetch(next[i] + d);
         q[i] = load_quad(row[i], d, dim) * codes.row_scale - m;
         square[i] += q[i] * q[i];
       }
       transpose(q);
+#pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) store(tile + (d + i) * TILE + r0, q[i]);
     }
     for (int i = 0; i < 4; ++i) squares[r0 + i] = (square[i][0] + square[i][2]) + (square[i][1] + square[i][3]);
@@ -145,7 +147,8 @@ static void pack_panel(const Nearest& call, int64_t group, int64_t panel) {
   float* to = const_cast<float*>(panel_at(call, group, panel));
   double largest = 0;
   for (int lane = 0; lane < PANEL; lane += 4) {
-    const double square = centre_four(call, group, panel * PANEL + lane, to + lane, [&](int64_t d, const Quad(&q)[4]) {
+    const double square = centre_four(call, group, panel * PANEL + lane, to + lane, [&](int64_t d, Quad(&q)[4]) {
+      transpose(q);
       for (int i = 0; i < 4 && d + i < call.x.dim; ++i) store(to + (d + i + 1) * PANEL + lane, q[i]);
     });
     largest = square > largest ? square : largest;
@@ -165,43 +168,38 @@ static void settle_tile(const Nearest& call, int64_t group, int tile, uint32_t d
   const bool l2 = call.metric == Metric::l2;
   for (; doubtful; doubtful &= doubtful - 1) {
     const int r = __builtin_ctz(doubtful);
-    const float* row = s.rows[first + r];
+    const float* row = s.rows.at[first + r];
     if (counts[r] > LISTED) {
-      queue_scan(call, group, s.numbers[first + r], row, s.queue);
+      queue_scan(call, group, s.rows.numbers[first + r], row, s.queue);
       continue;
     }
     const Winner winner = best_candidate(row, call.float_codes(group), call.x.dim, l2, s.listed + r * LISTED, counts[r]);
-    write_row<float>(call, group, s.numbers[first + r], winner.code, winner.cost);
+    write_row<float>(call, group, s.rows.numbers[first + r], winner.code, winner.cost);
   }
 }
 
 // Decides one row from its lanes; true where the row needs settle_tile.
 static bool finish_row(const Nearest& call, int64_t group, int r, PanelScratch& s) {
-  const GroupCodes& codes = call.groups[group];
-  const int64_t dim = call.x.dim;
+  const int64_t dim = call.x.dim, number = s.rows.numbers[r];
   const bool l2 = call.metric == Metric::l2;
-  const Floats best = load<Floats>(s.best + r * LANES);
+  const float* row = s.rows.at[r];
   const Ints where = load<Ints>(s.where + r * LANES);
-  const float top = largest(best);
-  const float lowest = call.exact ? threshold(codes, top, s.squares[r]) : top;
-  if (call.exact && bits(at_least(load<Floats>(s.second + r * LANES), splat(lowest)))) {
-    s.thresholds[r] = lowest;
-    return true;
-  }
+  const Floats lowest = splat(call.exact ? s.thresholds[r] : s.tops[r]);
+  if (call.exact && bits(at_least(load<Floats>(s.second + r * LANES), lowest))) return true;
   int32_t list[LANES];
   int count = 0;
-  for (uint32_t left = bits(at_least(best, splat(lowest))); left; left &= left - 1) {
+  for (uint32_t left = bits(at_least(load<Floats>(s.best + r * LANES), lowest)); left; left &= left - 1) {
     const int lane = __builtin_ctz(left);
     list[count++] = where[lane] * LANES + lane;
   }
   if (count > 1 && call.exact) {
-    const Winner winner = best_candidate(s.rows[r], call.float_codes(group), dim, l2, list, count);
-    write_row<float>(call, group, s.numbers[r], winner.code, winner.cost);
+    const Winner winner = best_candidate(row, call.float_codes(group), dim, l2, list, count);
+    write_row<float>(call, group, number, winner.code, winner.cost);
     return false;
   }
   int32_t code = list[0];
   for (int i = 1; i < count; ++i) code = list[i] < code ? list[i] : code;
-  write_row<float>(call, group, s.numbers[r], code, cost_of(s.rows[r], call.float_codes(group) + code * dim, dim, l2));
+  write_row<float>(call, group, number, code, cost_of(row, call.float_codes(group) + code * dim, dim, l2));
   return false;
 }
 
@@ -210,39 +208,13 @@ static void search_panels(const Nearest& call, int64_t group, int64_t first, int
   s.lay_out(scratch, call, block);
   const int64_t dim = call.x.dim;
   const GroupCodes& codes = call.groups[group];
-  const int listed = list_rows(call.x, call.mask, group, first, last, s.numbers, s.offsets,
-                               [&](int64_t row) { write_masked<float>(call, group, row); });
-
-  const bool direct = call.x.dtype == DType::float32 && call.x.dim_stride == 1 && call.metric != Metric::cosine;
-  if (direct) {
-    for (int r = 0; r < listed; ++r) s.rows[r] = static_cast<const float*>(call.x.data) + s.offsets[r];
-  } else {
-    load_rows(call.x, s.offsets, listed, s.row_values, dim);
-    for (int r = 0; r < listed; ++r) s.rows[r] = s.row_values + r * dim;
-  }
-  int count = 0;
-  const auto drop = [&](int r) { write_row<float>(call, group, s.numbers[r], -1, 0); };
-  if (!codes.searchable) {
-    for (int r = 0; r < listed; ++r) drop(r);
-  } else if (call.metric == Metric::cosine) {  // looks for non-finite rows before it normalises
-    for (int r = 0; r < listed; ++r) {
-      if (!all_finite(s.rows[r], dim)) {
-        drop(r);
-        continue;
-      }
-      if (r != count) std::memcpy(s.row_values + count * dim, s.rows[r], dim * sizeof(float));
-      s.numbers[count++] = s.numbers[r];
-    }
-    unit_rows(s.row_values, dim, count, dim, s.row_values, dim);
-  } else {  // finds them by their squares
-    count = listed;
-  }
+  const int count = s.rows.collect(call, group, first, last);
   if (count == 0) return;
 
   const float* shift = call.row_shift + group * call.padded_dim;
   const int tiles = static_cast<int>(ceil_div(count, TILE));
   for (int t = 0; t < tiles; ++t)
-    pack_tile(call, codes, shift, s.rows + t * TILE, count - t * TILE < TILE ? count - t * TILE : TILE,
+    pack_tile(call, codes, shift, s.rows.at + t * TILE, count - t * TILE < TILE ? count - t * TILE : TILE, count - t * TILE,
               s.tiles + t * dim * TILE, s.squares + t * TILE);
   for (int64_t i = 0; i < int64_t{tiles} * TILE * LANES; i += LANES) {
     store(s.best + i, splat(-HUGE_VALF));
@@ -255,15 +227,16 @@ static void search_panels(const Nearest& call, int64_t group, int64_t first, int
       best_of(dim, s.tiles + t * dim * TILE, panel_at(call, group, panel), static_cast<int32_t>(panel * VECTORS),
               s.best + t * TILE * LANES, s.where + t * TILE * LANES, s.second + t * TILE * LANES);
 
+  for (int r = 0; r < count; ++r) s.tops[r] = largest(load<Floats>(s.best + r * LANES));
+  for (int r = 0; r < count; r += LANES)
+    store(s.thresholds + r, threshold(codes, load<Floats>(s.tops + r), load<Floats>(s.squares + r)));
   for (int t = 0; t < tiles; ++t) {
     uint32_t doubtful = 0;
     for (int r = t * TILE; r < (t + 1) * TILE && r < count; ++r) {
       if (s.squares[r] < LARGEST_SQUARE) {
         doubtful |= static_cast<uint32_t>(finish_row(call, group, r, s)) << (r - t * TILE);
-      } else if (all_finite(s.rows[r], dim)) {
-        queue_scan(call, group, s.numbers[r], s.rows[r], s.queue);
       } else {
-        drop(r);
+        scan_or_drop(call, group, s.rows.numbers[r], s.rows.at[r], s.queue);
       }
     }
     if (doubtful) settle_tile(call, group, t, doubtful, s);

@@ -6,19 +6,19 @@
 #include "load.h"
 #include "nearest.h"
 #include "oracle.h"
-#include "simd.h"
+#include "score.h"
 
 namespace fastvq::cpu::FASTVQ_ISA {
 
 constexpr int LISTED = 64;             // candidates a row can list before the oracle scans every code
 constexpr float LARGEST_SQUARE = 1e36f;  // of Y: beyond, the coarse pass could overflow
 
-// The largest coarse score at which a code is out of the question, rounded down.
-FASTVQ_INLINE float threshold(const GroupCodes& codes, float best, float square) {
-  const double Y2 = (double(square) + codes.norm_offset) * codes.norm_factor, Y = __builtin_sqrt(Y2);
-  const double slack = codes.quadratic * Y2 + codes.linear * Y + codes.constant;
-  const double lowest = double(best) - slack;
-  return static_cast<float>(lowest - __builtin_fabs(lowest) * 0x1p-23) - 0x1p-149f;
+// The largest coarse score at which a code is out of the question, rounded down; one row a lane.
+FASTVQ_INLINE Floats threshold(const GroupCodes& codes, Floats best, Floats square) {
+  square = (square + splat(codes.norm_offset)) * splat(codes.norm_factor);
+  const Floats slack = splat(codes.quadratic) * square + splat(codes.linear) * square_root(square) + splat(codes.constant);
+  const Floats lowest = best - slack;
+  return lowest - magnitude(lowest) * splat(0x1p-22f) - splat(0x1p-126f);
 }
 
 // Writes one row's result. `cost` is the oracle's, or any value within float32 rounding of it.
@@ -80,5 +80,57 @@ static void queue_scan(const Nearest& call, int64_t group, int64_t row_number, c
   queue.numbers[queue.count++] = row_number;
   if (queue.count == SCAN_ROWS) scan_queued<T>(call, group, queue);
 }
+
+// A row too large for the coarse pass, or not finite.
+FASTVQ_INLINE void scan_or_drop(const Nearest& call, int64_t group, int64_t number, const float* row, ScanQueue& queue) {
+  if (all_finite(row, call.x.dim)) queue_scan(call, group, number, row, queue);
+  else write_row<float>(call, group, number, -1, 0);
+}
+
+// The rows of one block that have to be searched.
+struct BlockRows {
+  int64_t* numbers;
+  int64_t* offsets;
+  const float** at;  // each as the oracle reads it
+  float* values;     // (block, D), where the given memory does not serve
+
+  FASTVQ_INLINE void lay_out(Arena& arena, int64_t dim, int64_t block) {
+    numbers = arena.take<int64_t>(block);
+    offsets = arena.take<int64_t>(block);
+    at = arena.take<const float*>(block);
+    values = arena.take<float>(block * dim);
+  }
+
+  // Lists the rows [first, last) of a group and writes the results of those that need no search: masked ones, and for
+  // cosine, which looks before it normalises, non-finite ones. The other metrics find these by their squares.
+  FASTVQ_INLINE int collect(const Nearest& call, int64_t group, int64_t first, int64_t last) {
+    const int64_t dim = call.x.dim;
+    const bool cosine = call.metric == Metric::cosine;
+    const int listed = list_rows(call.x, call.mask, group, first, last, numbers, offsets,
+                                 [&](int64_t row) { write_masked<float>(call, group, row); });
+    if (!call.groups[group].searchable) {
+      for (int r = 0; r < listed; ++r) write_row<float>(call, group, numbers[r], -1, 0);
+      return 0;
+    }
+    if (call.x.dtype == DType::float32 && call.x.dim_stride == 1 && !cosine) {
+      for (int r = 0; r < listed; ++r) at[r] = static_cast<const float*>(call.x.data) + offsets[r];
+      return listed;
+    }
+    load_rows(call.x, offsets, listed, values, dim);
+    for (int r = 0; r < listed; ++r) at[r] = values + r * dim;
+    if (!cosine) return listed;
+    int count = 0;
+    for (int r = 0; r < listed; ++r) {
+      if (!all_finite(at[r], dim)) {
+        write_row<float>(call, group, numbers[r], -1, 0);
+        continue;
+      }
+      if (r != count) std::memcpy(values + count * dim, at[r], dim * sizeof(float));
+      numbers[count++] = numbers[r];
+    }
+    unit_rows(values, dim, count, dim, values, dim);
+    return count;
+  }
+};
 
 }  // namespace fastvq::cpu::FASTVQ_ISA

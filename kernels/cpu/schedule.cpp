@@ -46,6 +46,7 @@ class Ranges {
   int workers_;
 };
 
+constexpr int64_t GROUPS_TOGETHER = 8;    // eight int64 indices are one cache line
 constexpr int64_t SERIAL_FLOPS = 200'000;  // below this, waking a thread costs more than it saves
 
 int workers_for(double flops) { return flops < SERIAL_FLOPS ? 1 : thread_count(); }
@@ -111,9 +112,13 @@ void nearest(Nearest& call) {
   const int64_t block = isa.block_rows(call, workers), blocks = ceil_div(rows, block);
   const int64_t scratch_bytes = isa.scratch_bytes(call, block);
   const Memory scratch(workers * scratch_bytes);
-  run_tasks(blocks * groups, workers, [&](int64_t task, int worker) {
-    const int64_t first = task / groups * block, last = first + block < rows ? first + block : rows;
-    isa.search(call, task % groups, first, last, block, scratch.start() + worker * scratch_bytes);
+  // Results of neighbouring groups share cache lines, and so do the rows of narrow ones: one worker takes several.
+  const int64_t together = blocks * ceil_div(groups, GROUPS_TOGETHER) >= int64_t{4} * workers ? GROUPS_TOGETHER : 1;
+  const int64_t parts = ceil_div(groups, together);
+  run_tasks(blocks * parts, workers, [&](int64_t task, int worker) {
+    const int64_t first = task / parts * block, last = first + block < rows ? first + block : rows;
+    for (int64_t group = task % parts * together; group < groups && group < (task % parts + 1) * together; ++group)
+      isa.search(call, group, first, last, block, scratch.start() + worker * scratch_bytes);
   });
 }
 

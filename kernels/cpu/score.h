@@ -25,6 +25,7 @@ FASTVQ_INLINE Ints select(Mask mask, Ints yes, Ints no) {
   return (Ints)_mm512_mask_mov_epi32((__m512i)no, mask, (__m512i)yes);
 }
 FASTVQ_INLINE uint32_t bits(Mask mask) { return mask; }
+FASTVQ_INLINE Floats square_root(Floats a) { return _mm512_sqrt_ps(a); }
 
 #else
 
@@ -40,7 +41,13 @@ FASTVQ_INLINE uint32_t bits(Mask mask) {
   for (int lane = 0; lane < LANES; ++lane) result |= static_cast<uint32_t>(mask[lane] & 1) << lane;
   return result;
 }
+FASTVQ_INLINE Floats square_root(Floats a) {
+  for (int lane = 0; lane < LANES; ++lane) a[lane] = __builtin_sqrtf(a[lane]);
+  return a;
+}
 
 #endif
+
+FASTVQ_INLINE Floats magnitude(Floats a) { return maximum(a, -a); }
 
 }  // namespace fastvq::cpu::FASTVQ_ISA

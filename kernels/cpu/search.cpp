@@ -42,7 +42,7 @@ void pack_codes(const Nearest& call, int64_t group, int64_t panel) {
 
 // Enough rows to reuse the codes in cache, few enough to leave every thread some blocks.
 int64_t block_rows(const Nearest& call, int workers) {
-  const int64_t step = kind_of(call) == Kind::panels ? TILE : MOST_ROWS;
+  const int64_t step = kind_of(call) == Kind::panels ? TILE : LARGEST_SET;
   int64_t most = LANE_BLOCK_ROWS;
   if (kind_of(call) == Kind::panels) most = BLOCK_BYTES / (4 * call.x.dim) < BLOCK_ROWS ? BLOCK_BYTES / (4 * call.x.dim) : BLOCK_ROWS;
   const int64_t share = ceil_div(call.x.rows() * call.x.groups, int64_t{2} * workers);
