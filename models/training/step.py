@@ -41,14 +41,26 @@ class TrainingStep(nn.Module):
         weights: of the losses.
         precision: "fp32", or "bf16" for autocast in encoder and decoder.
         timer: measures the sections.
+        compile: run encoder and decoder through torch.compile, here only: the model itself, which will see
+            sequences of all lengths, stays as it is.
     """
 
-    def __init__(self, model: MotionVQVAE, weights: LossWeights, precision: Precision, timer: SectionTimer) -> None:
+    def __init__(
+        self,
+        model: MotionVQVAE,
+        weights: LossWeights,
+        precision: Precision,
+        timer: SectionTimer,
+        *,
+        compile: bool = False,
+    ) -> None:
         super().__init__()
         self.model = model
         self.weights = weights
         self.autocast = precision == "bf16"
         self.timer = timer
+        self.encode = torch.compile(model.encoder) if compile else model.encoder
+        self.decode = torch.compile(model.decoder) if compile else model.decoder
 
     def forward(self, motion: Tensor, mask: Tensor | None = None) -> StepLosses:
         """Reconstructs motions and compares.
@@ -60,12 +72,12 @@ class TrainingStep(nn.Module):
         model, timer = self.model, self.timer
         target = model.normalise(motion)
         with timer.section("encoder"), self._mixed(motion):
-            latents = model.encoder(target, mask)
+            latents = self.encode(target, mask)
         with timer.section("quantizer"):
             token_mask = None if mask is None else mask[:, :: model.config.downsample]
             quantized, indices, commitment = model.quantizer(latents.to(target.dtype), token_mask)
         with timer.section("decoder"), self._mixed(motion):
-            reconstruction = model.decoder(quantized, token_mask)
+            reconstruction = self.decode(quantized, token_mask)
         with timer.section("losses"):
             loss = motion_loss(reconstruction.to(target.dtype), target, self.weights, mask)
             total = loss.total + commitment

@@ -143,12 +143,8 @@ class _Run:
             weight_decay=config.weight_decay,
             fused=self.device.type in ("cpu", "cuda", "mps", "xpu"),
         )
-        if config.compile:
-            self.model.encoder.compile()
-            self.model.decoder.compile()
-        self.forward, self.prepared = accelerator.prepare(
-            TrainingStep(self.model, config.loss, config.precision, self.timer), self.optimizer
-        )
+        step = TrainingStep(self.model, config.loss, config.precision, self.timer, compile=config.compile)
+        self.forward, self.prepared = accelerator.prepare(step, self.optimizer)
 
     def load(self, checkpoint: Path) -> None:
         """Takes up where a checkpoint left off."""

@@ -230,11 +230,25 @@ def test_sections_are_recorded_when_asked_for(config, clips, tmp_path):
     )
 
 
-def test_compiled_parts_train_alike(config, clips, tmp_path, monkeypatch):
-    compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
-    train(dataclasses.replace(config, steps=1, compile=True), clips, tmp_path / "run")
+def test_encoder_and_decoder_are_compiled_for_training_only(config, clips, tmp_path, monkeypatch):
+    compiled, called = [], []
+
+    def compile(module):
+        compiled.append(type(module).__name__)
+
+        class Compiled(torch.nn.Module):
+            def forward(self, *inputs):
+                called.append(type(module).__name__)
+                return module(*inputs)
+
+        return Compiled()
+
+    monkeypatch.setattr(torch, "compile", compile)
+    result = train(dataclasses.replace(config, steps=2, compile=True), clips, tmp_path / "run")
     assert compiled == ["Encoder", "Decoder"]
+    assert called == ["Encoder", "Decoder"] * 2
+    result.model(clips[0].features)
+    assert len(called) == 4
 
 
 def test_what_cannot_go_on_is_said(config, clips, tmp_path, feature_clip):
