@@ -28,10 +28,15 @@ import torch
 SOURCES = Path(__file__).resolve().parent
 ONCE = ("ops", "parallel", "isa", "schedule")  # files compiled for any processor
 PER_ISA = ("search", "oracle", "segment", "lookup", "ema")  # files compiled for each instruction set
-ISA_FLAGS = {
+ISA_FLAGS = {  # widest first
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"],
     "avx2": ["-mavx2", "-mfma"],
     "portable": [],
+}
+ISA_NEEDS = {
+    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"},
+    "avx2": {"avx2", "fma"},
+    "portable": set(),
 }
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-DNDEBUG"]
 # Multiplications and additions may fuse in the coarse pass only: elsewhere every rounding is the oracle's.
@@ -150,8 +155,9 @@ def ninja_file(compiler: list[str]) -> str:
         for source in PER_ISA:
             flags = [*ISA_FLAGS[isa], f"-DFASTVQ_ISA={isa}", CONTRACT.get(source, "-ffp-contract=off")]
             add_object(source, f"{source}.{isa}.o", flags)
+    defined = [f"-DFASTVQ_HAS_{isa}" for isa in isas()]
     for source in ONCE:
-        add_object(source, f"{source}.o", ["-isystem", str(include)])
+        add_object(source, f"{source}.o", ["-isystem", str(include), *defined])
     if sys.platform == "darwin":
         link = ["-undefined", "dynamic_lookup"]
     else:
@@ -161,8 +167,27 @@ def ninja_file(compiler: list[str]) -> str:
 
 
 def isas() -> list[str]:
-    """The instruction sets worth compiling for; which one runs is decided when the library is loaded."""
-    return list(ISA_FLAGS) if platform.machine().lower() in ("x86_64", "amd64") else ["portable"]
+    """The instruction sets to compile for: the widest this processor has, as the key of the cache knows it.
+
+    ``FASTVQ_CPU_ISA`` names another one, or "all" for all that the processor has. Where the system does not tell the
+    processor's features, all are compiled, and the library asks the processor itself.
+
+    Raises:
+        BuildError: ``FASTVQ_CPU_ISA`` names something else.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        possible = ["portable"]
+    else:
+        features = set(processor_features().split())
+        possible = [isa for isa, needs in ISA_NEEDS.items() if needs <= features or "sse2" not in features]
+    wanted = os.environ.get("FASTVQ_CPU_ISA", "")
+    if wanted == "all":
+        return possible
+    if wanted == "":
+        return possible[:1] if "sse2" in processor_features() else possible
+    if wanted not in possible:
+        raise BuildError(f"FASTVQ_CPU_ISA={wanted!r} is none of what this processor runs: {', '.join(possible)}, all")
+    return [wanted]
 
 
 def find_compiler() -> list[str]:
@@ -208,7 +233,7 @@ def build_key(compiler: list[str]) -> str:
     digest = hashlib.sha256()
     for part in (torch.__version__, compiler_version(compiler), platform.machine(), *platform.libc_ver()):
         digest.update(f"{part}\n".encode())
-    digest.update(repr((compiler, FLAGS, ISA_FLAGS, CONTRACT, sys.platform, processor_features())).encode())
+    digest.update(repr((compiler, FLAGS, ISA_FLAGS, CONTRACT, isas(), sys.platform, processor_features())).encode())
     for source in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
         digest.update(source.name.encode() + b"\n" + source.read_bytes())
     return digest.hexdigest()[:24]

@@ -16,11 +16,10 @@ struct Kernels {
   const EmaKernels* ema;
 };
 
-// The kernels in use: the widest the processor has, or what FASTVQ_CPU_ISA names.
+// The kernels in use. A choice must have been made.
 const Kernels& kernels();
 
-// Chooses by name ("avx512", "avx2", "portable", or "" for the widest); false where it is unknown or the processor
-// lacks it.
+// Chooses by name, "" for the widest; false where the processor lacks it or the build left it out.
 bool select_kernels(const char* name);
 
 }  // namespace fastvq::cpu

@@ -1,8 +1,8 @@
 """The C++ kernels as Python functions, with the signatures of ``fastvq.kernels.reference``.
 
 Nothing is compiled on import: the first question whether the kernels are there answers it, once per process.
-``FASTVQ_NATIVE=0`` switches them off; ``FASTVQ_CPU_ISA`` (avx512, avx2 or portable) overrides the choice of the
-widest instruction set the processor has.
+``FASTVQ_NATIVE=0`` switches them off; ``FASTVQ_CPU_ISA`` (avx512, avx2, portable or all) compiles them for another
+instruction set than the widest that the processor has.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def select_isa(name: str) -> None:
     """Changes the instruction set for the whole process; "" takes the widest.
 
     Raises:
-        ValueError: the processor does not have it.
+        ValueError: the processor does not have it, or the kernels were not compiled for it.
     """
     _require()
     if not torch.ops.fastvq_cpu.select_isa(name):
-        raise ValueError(f"this processor runs no kernels for {name!r}; take 'avx512', 'avx2', 'portable' or ''")
+        raise ValueError(f"no kernels for {name!r} here; set FASTVQ_CPU_ISA=all to compile all the processor runs")
 
 
 def nearest(
@@ -135,9 +135,8 @@ def _load() -> str | None:
         return "FASTVQ_NATIVE=0 switches the C++ kernels off"
     try:
         build.load(_open)
-        wanted = os.environ.get("FASTVQ_CPU_ISA", "")
-        if not torch.ops.fastvq_cpu.select_isa(wanted):
-            raise build.BuildError(f"FASTVQ_CPU_ISA={wanted!r}: no kernels, or not on this processor")
+        if not torch.ops.fastvq_cpu.select_isa(""):
+            raise build.BuildError("this processor lacks the instructions the kernels were compiled for")
     except build.BuildError as error:
         logger.warning("the C++ kernels are not used: %s", error)
         return str(error)

@@ -1,12 +1,15 @@
 #include "parallel.h"
 
-#include <torch/csrc/stable/c/shim.h>
-
 #include <atomic>
 
 #if defined(__SSE__)
 #include <xmmintrin.h>
 #endif
+
+// As in torch/csrc/stable/c/shim.h (torch 2.10), which takes longer to read than this file to compile.
+extern "C" int32_t torch_get_num_threads(uint32_t* threads);
+extern "C" int32_t torch_parallel_for(int64_t begin, int64_t end, int64_t grain_size,
+                                      void (*function)(int64_t, int64_t, void*), void* context);
 
 namespace fastvq::cpu {
 namespace {
