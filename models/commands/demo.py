@@ -106,8 +106,10 @@ def steps_within(seconds: float, config: TrainConfig, clips: Sequence[FeatureCli
     """How many steps take that long here, from the second half of a few that are run and thrown away."""
     trial = replace(config, steps=TIMED_STEPS, log_every=TIMED_STEPS // 2, checkpoint_every=TIMED_STEPS)
     with tempfile.TemporaryDirectory(prefix="fastvq-demo-") as folder:
-        rate: float = train(trial, clips, Path(folder)).metrics["steps_per_second"]
-    return max(FEWEST_STEPS, int(seconds * rate))
+        result = train(trial, clips, Path(folder))
+    if result.interrupted:
+        raise KeyboardInterrupt
+    return max(FEWEST_STEPS, int(seconds * result.metrics["steps_per_second"]))
 
 
 def _free_folder(parent: Path) -> Path:

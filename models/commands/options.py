@@ -157,8 +157,8 @@ def read(name: str, arguments: Sequence[str]) -> Any:
         command, default = Train, stored(arguments)
     else:
         command = _COMMANDS[name]
+    keywords: dict[str, Any] = {} if default is None else {"default": default}
     config = (tyro.conf.FlagCreatePairsOff,)
-    keywords = {} if default is None else {"default": default}
     return tyro.cli(command, prog=f"fastvq {name}", args=list(arguments), config=config, **keywords)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -70,7 +70,9 @@ def stored(arguments: Sequence[str]) -> Train | None:
     if "--resume" not in arguments or out is None or not (Path(out) / "last.json").is_file():
         return None
     settings = RunFolder(Path(out)).training_config()
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+    }
     try:
         values["model"] = ModelOptions(**values["model"])
         values["loss"] = LossWeights(**values["loss"])

@@ -187,9 +187,9 @@ def _usage(usage: Usage) -> str:
     return (
         f'<section id="usage"><h2>Code usage per group</h2><p>{escape(text)}</p><div class="charts">'
         '<div class="card"><h3>Perplexity</h3>'
-        + bar_chart(perplexity, x_label="group", y_label="perplexity", limit=reachable, limit_label=ceiling)
+        + bar_chart(perplexity.tolist(), x_label="group", y_label="perplexity", limit=reachable, limit_label=ceiling)
         + '</div><div class="card"><h3>Codes in use</h3>'
-        + bar_chart(used, x_label="group", y_label="codes used", limit=reachable, limit_label=ceiling)
+        + bar_chart(used.tolist(), x_label="group", y_label="codes used", limit=reachable, limit_label=ceiling)
         + "</div></div><details><summary>The numbers</summary>"
         '<div class="scroll"><table class="numbers"><thead><tr><th scope="col">Group</th>'
         '<th scope="col" class="number">Perplexity</th><th scope="col" class="number">Codes used</th>'
