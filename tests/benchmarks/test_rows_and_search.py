@@ -1,0 +1,52 @@
+"""Benchmark rows as pinned, and the search benchmark end to end at a toy size."""
+
+import pytest
+import torch
+
+from fastvq.benchmarks import nearest, rows, timing
+
+PINNED = (
+    "schema,op,pass,shape,G,N,K,D,Q,dtype,precision,impl,peer,peer_version,reps,median_ms,p20_ms,p80_ms,floor_ms,"
+    "floor_kind,peak_mib,mismatch_rows,gate,device,threads,cpu_flags,driver,torch,triton,python,commit,dirty,utc,run_id"
+)
+
+
+def test_columns_are_the_pinned_ones():
+    assert ",".join(rows.COLUMNS) == PINNED
+
+
+def test_search_benchmark_writes_rows_that_read_back(tmp_path, capsys):
+    pytest.importorskip("vector_quantize_pytorch", reason="the peer is in the bench extra")
+    path = tmp_path / "cpu" / "nearest.csv"
+    for _ in range(2):
+        rows.write_rows(path, nearest.run((nearest.Shape("toy", 2, 50, 16, 8),), reps=3))
+    table = rows.read_rows(path)
+    assert len({row["run_id"] for row in table}) == 2
+    ours = [row for row in table if row["impl"]]
+    assert ours
+    assert all(row["gate"] == "pass" and row["mismatch_rows"] == "0" for row in ours if row["precision"] == "exact")
+    assert {row["peer"] for row in table if row["peer"]} >= {"torch textbook", "vector-quantize-pytorch"}
+    assert all(float(row["p20_ms"]) <= float(row["median_ms"]) <= float(row["p80_ms"]) for row in table)
+    assert "toy" in capsys.readouterr().out
+
+
+def test_rows_of_another_schema_are_refused(tmp_path):
+    path = tmp_path / "old.csv"
+    path.write_text("schema,op\nfastvq-bench/0,nearest\n")
+    with pytest.raises(ValueError, match="fastvq-bench/0"):
+        rows.read_rows(path)
+    with pytest.raises(ValueError, match="other columns"):
+        rows.write_rows(path, [])
+
+
+def test_gate_counts_codes_that_are_farther_away():
+    codebook = torch.tensor([[[0.0], [1.0], [1.0]]])
+    x = torch.tensor([[[0.1], [0.9], [0.8]]])
+    assert nearest.excess(x, codebook, torch.tensor([[0, 2, 0]])) == 1  # code 2 ties with the oracle's 1; 0 is wrong
+
+
+def test_contenders_take_turns():
+    calls = []
+    result = timing.interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, reps=4)
+    assert calls == ["a", "b"] * 5
+    assert result["a"].reps == 4
