@@ -152,7 +152,7 @@ class _Evaluation:
         """Summed over the frames, (272,)."""
         target = self.model.normalise(torch.from_numpy(clip.features).to(self.device))
         errors = F.smooth_l1_loss(self.model.normalise(motion), target, reduction="none")
-        return errors.sum(dim=0, dtype=torch.float64).cpu()
+        return errors.cpu().sum(dim=0, dtype=torch.float64)
 
     def _shuffled(self, tokens: Sequence[Tensor]) -> list[Tensor]:
         """The same tokens, each group's in another order over all clips."""

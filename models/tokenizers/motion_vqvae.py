@@ -359,8 +359,8 @@ class MotionVQVAE(nn.Module, ModelHubMixin):
             storage.write_tensors(staged / pretrained.SAFETENSORS, state, {"format": "pt"})
             values = {**self.config.to_dict(), **(extra_config or {})}
             (staged / pretrained.CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-            np.save(staged / pretrained.MEAN, self.mean.cpu().numpy())
-            np.save(staged / pretrained.STD, self.std.cpu().numpy())
+            np.save(staged / pretrained.MEAN, self.mean.float().cpu().numpy())
+            np.save(staged / pretrained.STD, self.std.float().cpu().numpy())
         if push_to_hub:
             return self.push_to_hub(repo_id=repo_id or folder.name, **push_to_hub_kwargs)
         return None

@@ -187,12 +187,12 @@ class _Run:
                 last_step = self.step == config.steps or stop.is_set()
                 if self.step % config.log_every == 0 or last_step:
                     row = window.row(self.step, config.learning_rate(self.step - 1), self.timer)
-                    reporter.log(row)
                     if not math.isfinite(row["loss"]):
                         raise UserError(
                             f"the loss is {row['loss']} at step {self.step}: lower lr, lengthen warmup, or set "
                             f"grad_clip; checkpoints before that are in {self.folder.checkpoints}"
                         )
+                    reporter.log(row)
                 if self.step % config.checkpoint_every == 0 or last_step:
                     self.save()
                     saved = self.step
@@ -246,7 +246,7 @@ class _Averages:
 
     def _reset(self) -> None:
         model = self.config.model
-        self.sums = torch.zeros(3 + len(TERMS), dtype=torch.float64, device=self.device)
+        self.sums = torch.zeros(3 + len(TERMS), device=self.device)
         self.counts = torch.zeros(model.groups, model.codebook_size, dtype=torch.int64, device=self.device)
         self.steps = 0
         self.since = time.perf_counter()
