@@ -1,0 +1,113 @@
+"""Launch configurations, one row each, with the reason beside it.
+
+None of them spills registers with the compilers bundled with Triton 3.6 and 3.9, on any of the four targets;
+``tests/kernels/triton/test_ahead_of_time.py`` fails where one does, or asks for more shared memory than there is.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+
+
+class Target(NamedTuple):
+    """A device family that kernels are compiled for ahead of time, and the shared memory one program may have."""
+
+    backend: str
+    arch: int | str
+    warp_size: int
+    shared_bytes: int
+
+
+TARGETS = {
+    "sm_80": Target("cuda", 80, 32, 101376),  # 99 KiB: the limit of sm_86, sm_89 and sm_120, which share this family
+    "sm_90": Target("cuda", 90, 32, 232448),
+    "sm_100": Target("cuda", 100, 32, 232448),
+    "gfx942": Target("hip", "gfx942", 64, 65536),
+}
+
+
+class Config(NamedTuple):
+    """Tile sizes of one kernel."""
+
+    rows: int = 0
+    codes: int = 0
+    depth: int = 0
+    num_warps: int = 4
+    stages: int = 1
+
+
+# A lane is a code: one warp's codes per program keep a small codebook on many multiprocessors.
+UNIT_ROWS = Config(codes=64, num_warps=2)
+# A program reduces all K codes of 8 dimensions: 32-byte sectors, and as many programs as D / 8.
+CENTRE = Config(codes=256, depth=8, num_warps=8)
+# The depth is the search's; more than 16 codes spill at its 64.
+SPLIT = Config(codes=16, num_warps=4)
+# A lane is a row. Left alone, ptxas spills 40 bytes on sm_80 to get down to 40 registers; see ``register_limit``.
+RESOLVE = Config(rows=128, codes=128, num_warps=4)
+# 16 x 64 float64 sums are 8 registers a lane with 8 warps; with 4, sm_80 spilled.
+SCAN = Config(rows=16, codes=64, num_warps=8)
+
+# A group's sizes are one program's: 8 iterations for 8192 codes.
+EMA_SIZES = Config(codes=1024, num_warps=8)
+# 8 codes of 64 dimensions are 4 entries a lane, one 16-byte access.
+EMA_CODES = Config(codes=8, depth=64, num_warps=4)
+
+# The search, by how a row is read:
+# short      the whole row in registers, D <= depth (16, 32 or 64). 64 codes a tile take about 100 registers, so that
+#            two programs share a multiprocessor and one's comparisons run under the other's products.
+# long       the row in pieces: two sums of a tile are alive (a piece's and the row's), so 128 x 128 fills the
+#            registers of 8 warps; sm_80, whose products are not asynchronous, holds the operands too: half the codes.
+# scattered  the entries of a row lie apart (feature maps) or where no wide access reaches them: every entry has an
+#            address of its own in registers, so tiles and pieces are small.
+SEARCH = {
+    ("sm_80", "short"): Config(rows=128, codes=64, depth=64, num_warps=8, stages=3),
+    ("sm_80", "long"): Config(rows=128, codes=64, depth=32, num_warps=8, stages=3),
+    ("sm_80", "scattered"): Config(rows=64, codes=64, depth=16, num_warps=4, stages=3),
+    ("sm_90", "short"): Config(rows=128, codes=64, depth=64, num_warps=8, stages=3),
+    ("sm_90", "long"): Config(rows=128, codes=128, depth=32, num_warps=8, stages=3),
+    ("sm_90", "scattered"): Config(rows=64, codes=64, depth=16, num_warps=4, stages=3),
+    ("sm_100", "short"): Config(rows=128, codes=64, depth=64, num_warps=8, stages=3),
+    ("sm_100", "long"): Config(rows=128, codes=128, depth=32, num_warps=8, stages=3),
+    ("sm_100", "scattered"): Config(rows=64, codes=64, depth=16, num_warps=4, stages=3),
+    ("gfx942", "short"): Config(rows=128, codes=64, depth=64, num_warps=8, stages=2),
+    ("gfx942", "long"): Config(rows=128, codes=128, depth=32, num_warps=8, stages=2),
+    ("gfx942", "scattered"): Config(rows=64, codes=64, depth=16, num_warps=4, stages=2),
+}
+
+
+def family(device: torch.device) -> str:
+    """The target whose configurations a device takes; sm_80's are the most frugal and serve unknown ones."""
+    if device.type != "cuda":
+        return "sm_80"
+    if torch.version.hip is not None:
+        return "gfx942"
+    major, _ = torch.cuda.get_device_capability(device)
+    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
+
+
+def search(device: torch.device, dim: int, alignment: int) -> Config:
+    """The search's tiles for rows of ``dim`` entries; ``alignment`` adjacent ones share an aligned address."""
+    if alignment < 4:
+        return SEARCH[family(device), "scattered"]
+    config = SEARCH[family(device), "short"]
+    if dim > config.depth:
+        return SEARCH[family(device), "long"]
+    return config._replace(depth=16 if dim <= 16 else 32 if dim <= 32 else config.depth)
+
+
+def register_limit(device: torch.device) -> dict[str, int]:
+    """A limit that keeps ptxas from spilling for occupancy; AMD's compiler neither does that nor knows the option."""
+    return {} if family(device) == "gfx942" else {"maxnreg": 128}
+
+
+def segment(dim: int) -> Config:
+    """Segment sums: 16 rows at a time, of up to 128 entries, 16 or more entries of float64 a lane."""
+    depth = min(128, triton.next_power_of_2(dim))
+    return Config(rows=16, depth=depth, num_warps=max(1, depth // 32))
+
+
+def lookup(dim: int) -> Config:
+    """Look-up: 2048 entries a program, 16 a lane."""
+    depth = min(128, triton.next_power_of_2(dim))
+    return Config(rows=2048 // depth, depth=depth, num_warps=4)

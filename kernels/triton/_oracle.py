@@ -1,0 +1,308 @@
+"""The oracle in Triton: float64 costs to the letter of ``fastvq.kernels.reference.oracle_cost``.
+
+    l2: sum_d (x_d - c_d)^2      dot: -sum_d x_d c_d      cosine: dot of the unit rows, each rounded to x's precision
+
+d ascending, one rounding per operation: every launch here passes ``enable_fp_fusion=False``, so that no product is
+fused into a sum. Two kernels: ``resolve_kernel`` finishes what the search left open and writes distances;
+``scan_kernel`` compares every row with every code, for float64 inputs.
+
+Bytes moved by ``resolve_kernel``: x and the candidates' codes once, 12 in and 12 out per row; a row with more than
+two candidates reads the whole codebook of its group from L2.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastvq.kernels.triton import _configs
+from fastvq.kernels.triton._tiles import (
+    code_arguments,
+    is_finite,
+    mask_arguments,
+    row_arguments,
+    row_offsets,
+    row_programs,
+)
+
+# States in ``rivals``; a value of 0 or more is the second of two candidates.
+SINGLE = tl.constexpr(-1)  # one candidate: it is the answer
+MANY = tl.constexpr(-2)  # more than two, or no bound: scan all codes
+MASKED = tl.constexpr(-3)
+
+
+@triton.jit
+def oracle_entry(b_x: tl.tensor, b_norm: tl.tensor, METRIC: tl.constexpr) -> tl.tensor:
+    """Entries of rows in float64; for cosine those of the unit rows, rounded to the rows' own precision."""
+    b_entry = b_x.to(tl.float64)
+    if METRIC == "cosine":
+        b_entry = tl.where(b_norm > 0, b_entry / b_norm, 0.0)
+        if b_x.dtype != tl.float64:
+            b_entry = b_entry.to(tl.float32).to(tl.float64)
+    return b_entry
+
+
+@triton.jit
+def oracle_add(b_cost: tl.tensor, b_entry: tl.tensor, b_code: tl.tensor, METRIC: tl.constexpr) -> tl.tensor:
+    """The cost with one more d in it."""
+    if METRIC == "l2":
+        b_gap = b_entry - b_code.to(tl.float64)
+        return b_cost + b_gap * b_gap
+    else:
+        return b_cost - b_entry * b_code.to(tl.float64)
+
+
+@triton.jit
+def oracle_norm(p_x: tl.tensor, m_x: tl.tensor, D: tl.int32, stride_d: tl.int64) -> tl.tensor:
+    """Norms of the rows at p_x, summed in float64 with d ascending."""
+    b_square = tl.zeros(p_x.shape, tl.float64)
+    for d in range(D):
+        b_entry = tl.load(p_x + d * stride_d, mask=m_x, other=0.0).to(tl.float64)
+        b_square = b_square + b_entry * b_entry
+    return tl.sqrt(b_square)
+
+
+@triton.jit
+def oracle_scan(
+    p_x: tl.tensor,
+    m_x: tl.tensor,
+    p_codes: tl.tensor,
+    K: tl.int32,
+    D: tl.int32,
+    stride_xd: tl.int64,
+    stride_ck: tl.int64,
+    stride_cd: tl.int64,
+    METRIC: tl.constexpr,
+    BK: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """The least cost over all codes of the rows at p_x [BN], inf where no cost is finite, and its first index."""
+    o_k = tl.arange(0, BK)
+    b_norm = tl.zeros(p_x.shape, tl.float64)
+    if METRIC == "cosine":
+        b_norm = oracle_norm(p_x, m_x, D, stride_xd)
+    b_best = tl.full(p_x.shape, float("inf"), tl.float64)
+    b_index = tl.zeros(p_x.shape, tl.int32)
+    for k0 in range(0, K, BK):
+        m_code = k0 + o_k < K
+        p_code = p_codes + (k0 + o_k).to(tl.int64) * stride_ck
+        b_cost = tl.zeros([p_x.shape[0], BK], tl.float64)
+        for d in range(D):
+            b_x = tl.load(p_x + d * stride_xd, mask=m_x, other=0.0)
+            b_code = tl.load(p_code + d * stride_cd, mask=m_code, other=0.0)
+            b_cost = oracle_add(b_cost, oracle_entry(b_x, b_norm, METRIC)[:, None], b_code[None, :], METRIC)
+        b_cost = tl.where(m_code[None, :] & is_finite(b_cost), b_cost, float("inf"))
+        b_tile_best = tl.min(b_cost, 1)
+        b_tile_index = tl.min(tl.where(b_cost == b_tile_best[:, None], o_k[None, :], BK), 1) + k0
+        m_better = b_tile_best < b_best
+        b_index = tl.where(m_better, b_tile_index, b_index)
+        b_best = tl.where(m_better, b_tile_best, b_best)
+    return b_best, b_index
+
+
+@triton.jit
+def store_result(
+    indices: tl.tensor,
+    distances: tl.tensor,
+    o_out: tl.tensor,
+    m_row: tl.tensor,
+    m_valid: tl.tensor,
+    m_broken: tl.tensor,
+    b_cost: tl.tensor,
+    b_index: tl.tensor,
+    METRIC: tl.constexpr,
+) -> None:
+    """Costs as distances; -1 and NaN for a row that has none, -1 and 0 for a masked one."""
+    if METRIC == "l2":
+        b_distance = b_cost
+    elif METRIC == "dot":
+        b_distance = -b_cost
+    else:
+        b_distance = 1.0 + b_cost
+    m_usable = is_finite(b_cost) & (m_broken == 0)
+    b_distance = tl.where(m_usable, b_distance, float("nan"))
+    b_distance = tl.where(m_valid, b_distance, 0.0).to(distances.dtype.element_ty)
+    b_index = tl.where(m_usable & m_valid, b_index, -1)
+    tl.store(indices + o_out, b_index.to(tl.int64), mask=m_row)
+    tl.store(distances + o_out, b_distance, mask=m_row)
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("rows", "inner", "groups", "K", "D"),
+        *("stride_xg", "stride_x1", "stride_x2", "stride_xd", "stride_cg", "stride_ck", "stride_cd"),
+    ]
+)
+def resolve_kernel(
+    x: tl.tensor,
+    codes: tl.tensor,
+    indices: tl.tensor,
+    rivals: tl.tensor,
+    distances: tl.tensor,
+    rows: tl.int64,
+    inner: tl.int64,
+    groups: tl.int32,
+    K: tl.int32,
+    D: tl.int32,
+    stride_xg: tl.int64,
+    stride_x1: tl.int64,
+    stride_x2: tl.int64,
+    stride_xd: tl.int64,
+    stride_cg: tl.int64,
+    stride_ck: tl.int64,
+    stride_cd: tl.int64,
+    METRIC: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+) -> None:
+    """Compares two candidates, scans all codes where there were more, and writes indices and distances.
+
+    A lane is a row: the sums over d are sequential by contract.
+    """
+    group = (tl.program_id(0) % groups).to(tl.int64)
+    o_lane = tl.arange(0, BN)
+    o_row = (tl.program_id(0) // groups).to(tl.int64) * BN + o_lane
+    m_row = o_row < rows
+    o_out = o_row * groups + group
+    stride_xd = stride_xd.to(tl.int64)
+    stride_cd = stride_cd.to(tl.int64)
+    p_x = x + group * stride_xg + row_offsets(o_row, inner, stride_x1, stride_x2)
+    p_codes = codes + group * stride_cg
+
+    b_rival = tl.load(rivals + o_out, mask=m_row, other=MASKED)
+    m_valid = b_rival != MASKED
+    m_single = m_valid & (b_rival != MANY)
+    m_pair = b_rival >= 0
+    b_index = tl.load(indices + o_out, mask=m_single, other=0)
+    p_first = p_codes + b_index * stride_ck
+    p_second = p_codes + tl.where(m_pair, b_rival, 0).to(tl.int64) * stride_ck
+
+    b_norm = tl.zeros([BN], tl.float64)
+    if METRIC == "cosine":
+        b_norm = oracle_norm(p_x, m_valid, D, stride_xd)
+    b_broken = tl.zeros([BN], tl.int32)
+    b_cost = tl.zeros([BN], tl.float64)
+    b_second = tl.zeros([BN], tl.float64)
+    for d in range(D):
+        b_x = tl.load(p_x + d * stride_xd, mask=m_valid, other=0.0)
+        b_broken = tl.where(is_finite(b_x), b_broken, 1)
+        b_entry = oracle_entry(b_x, b_norm, METRIC)
+        b_code = tl.load(p_first + d * stride_cd, mask=m_single, other=0.0)
+        b_cost = oracle_add(b_cost, b_entry, b_code, METRIC)
+        b_code = tl.load(p_second + d * stride_cd, mask=m_pair, other=0.0)
+        b_second = oracle_add(b_second, b_entry, b_code, METRIC)
+    m_second = m_pair & (b_second < b_cost)
+    b_cost = tl.where(m_second, b_second, b_cost)
+    b_index = tl.where(m_second, b_rival.to(tl.int64), b_index)
+
+    b_open = tl.where((b_rival == MANY) & (b_broken == 0), 1, 0)
+    for _ in range(tl.sum(b_open, 0)):
+        lane = tl.min(tl.where(b_open != 0, o_lane, BN), 0)
+        o_scan = (tl.program_id(0) // groups).to(tl.int64) * BN + lane + tl.zeros([1], tl.int64)
+        p_scan = x + group * stride_xg + row_offsets(o_scan, inner, stride_x1, stride_x2)
+        b_best, b_scan = oracle_scan(
+            p_scan, o_scan < rows, p_codes, K, D, stride_xd, stride_ck, stride_cd, METRIC, BK
+        )
+        m_lane = o_lane == lane
+        b_cost = tl.where(m_lane, b_best, b_cost)
+        b_index = tl.where(m_lane, b_scan.to(tl.int64), b_index)
+        b_open = tl.where(m_lane, 0, b_open)
+
+    store_result(indices, distances, o_out, m_row, m_valid, b_broken, b_cost, b_index, METRIC)
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("rows", "inner", "groups", "K", "D", "stride_xg", "stride_x1", "stride_x2", "stride_xd"),
+        *("stride_mg", "stride_m1", "stride_m2", "stride_cg", "stride_ck", "stride_cd"),
+    ]
+)
+def scan_kernel(
+    x: tl.tensor,
+    mask: tl.tensor,
+    codes: tl.tensor,
+    indices: tl.tensor,
+    distances: tl.tensor,
+    rows: tl.int64,
+    inner: tl.int64,
+    groups: tl.int32,
+    K: tl.int32,
+    D: tl.int32,
+    stride_xg: tl.int64,
+    stride_x1: tl.int64,
+    stride_x2: tl.int64,
+    stride_xd: tl.int64,
+    stride_mg: tl.int64,
+    stride_m1: tl.int64,
+    stride_m2: tl.int64,
+    stride_cg: tl.int64,
+    stride_ck: tl.int64,
+    stride_cd: tl.int64,
+    METRIC: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+) -> None:
+    """Every row against every code in float64."""
+    group = (tl.program_id(0) % groups).to(tl.int64)
+    o_row = (tl.program_id(0) // groups).to(tl.int64) * BN + tl.arange(0, BN)
+    m_row = o_row < rows
+    m_valid = m_row
+    if mask is not None:
+        p_mask = mask + group * stride_mg + row_offsets(o_row, inner, stride_m1, stride_m2)
+        m_valid = tl.load(p_mask, mask=m_row, other=0) != 0
+    stride_xd = stride_xd.to(tl.int64)
+    stride_cd = stride_cd.to(tl.int64)
+    p_x = x + group * stride_xg + row_offsets(o_row, inner, stride_x1, stride_x2)
+
+    b_broken = tl.zeros([BN], tl.int32)
+    for d in range(D):
+        b_x = tl.load(p_x + d * stride_xd, mask=m_valid, other=0.0)
+        b_broken = tl.where(is_finite(b_x), b_broken, 1)
+    b_cost, b_index = oracle_scan(
+        p_x, m_valid, codes + group * stride_cg, K, D, stride_xd, stride_ck, stride_cd, METRIC, BK
+    )
+    store_result(indices, distances, o_row * groups + group, m_row, m_valid, b_broken, b_cost, b_index, METRIC)
+
+
+def launch_resolve(x: Tensor, codes: Tensor, indices: Tensor, rivals: Tensor, distances: Tensor, metric: str) -> None:
+    """Settles ``indices`` and ``distances`` (R1, R2, G) from the search's ``indices`` and ``rivals``.
+
+    Args:
+        x: (G, R1, R2, D), any strides.
+        codes: (G, K, D), any strides; for cosine the unit rows.
+    """
+    config = _configs.RESOLVE
+    resolve_kernel[(row_programs(x, config.rows),)](
+        x=x,
+        codes=codes,
+        indices=indices,
+        rivals=rivals,
+        distances=distances,
+        **row_arguments(x),
+        **code_arguments(codes),
+        METRIC=metric,
+        BN=config.rows,
+        BK=config.codes,
+        num_warps=config.num_warps,
+        enable_fp_fusion=False,
+        **_configs.register_limit(x.device),
+    )
+
+
+def launch_scan(
+    x: Tensor, codes: Tensor, mask: Tensor | None, indices: Tensor, distances: Tensor, metric: str
+) -> None:
+    """Fills ``indices`` and ``distances`` (R1, R2, G) by comparing every row with every code."""
+    config = _configs.SCAN
+    scan_kernel[(row_programs(x, config.rows),)](
+        x=x,
+        codes=codes,
+        indices=indices,
+        distances=distances,
+        **row_arguments(x),
+        **code_arguments(codes),
+        **mask_arguments(mask),
+        METRIC=metric,
+        BN=config.rows,
+        BK=config.codes,
+        num_warps=config.num_warps,
+        enable_fp_fusion=False,
+    )
