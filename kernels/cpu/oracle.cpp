@@ -143,7 +143,7 @@ void unit_rows(const T* rows, int64_t row_stride, int64_t count, int64_t dim, T*
     for (int r = 0; r < n; ++r) {
       const double norm = __builtin_sqrt(square[r]);
       T* to = out + (first + r) * out_stride;
-      for (int64_t d = 0; d < dim; ++d) to[d] = norm > 0 ? static_cast<T>(double(row[r][d]) / norm) : T{0};
+      for (int64_t d = 0; d < dim; ++d) to[d] = norm == 0 ? T{0} : static_cast<T>(double(row[r][d]) / norm);
     }
   }
 }
