@@ -1,0 +1,189 @@
+"""The gate: an implementation against the oracle, on random and on adversarial inputs. No timing counts without it.
+
+``python -m benchmarks.gate triton cuda`` runs it from the command line; tests and benchmarks call :func:`gate`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastvq.kernels import reference
+
+# (groups, outer rows, inner rows, codes, dim): one row, primes, one past a tile, grouped, longer than a piece.
+SIZES = (
+    (1, 1, 1, 1, 1),
+    (3, 2, 67, 129, 5),
+    (16, 1, 200, 512, 8),
+    (1, 3, 331, 257, 17),
+    (1, 1, 2048, 1024, 64),
+    (2, 5, 129, 65, 100),
+    (1, 1, 513, 300, 512),
+)
+INPUTS = ("normal", "offset", "trained", "halfway", "neighbours", "equal", "twice", "integers", "outlier")
+INPUTS += ("scales", "tiny", "huge", "not finite")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Check(NamedTuple):
+    """One comparison: rows that differ from the oracle (codes that do not match, or a result out of tolerance)."""
+
+    name: str
+    rows: int
+    mismatches: int
+
+
+def search_input(kind: str, size: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """x (G, R1, R2, D), a codebook (G, K, D) and a mask for one kind of data, the same on every device.
+
+    trained: codes are means of rows; halfway: rows midway between two codes; neighbours: codes one rounding step
+    apart; twice: every code stands twice; outlier: one code a million times longer; scales: rows and codes from
+    2^-40 to 2^40.
+    """
+    groups, outer, inner, num_codes, dim = size
+    random = torch.Generator().manual_seed(len(kind) + sum(size))
+    x = torch.randn(groups, outer, inner, dim, generator=random)
+    codes = torch.randn(groups, num_codes, dim, generator=random)
+    if kind == "offset":
+        x, codes = x + 30, codes + 30
+    elif kind == "trained":
+        rows = x.reshape(groups, -1, dim)
+        codes = torch.stack([rows[:, place::num_codes].mean(1) for place in range(num_codes)], 1).nan_to_num()
+    elif kind == "halfway":
+        rows = torch.arange(outer * inner)
+        pair = codes[:, rows % num_codes] + codes[:, (rows * 7 + 1) % num_codes]
+        x = (pair / 2).reshape(x.shape)
+    elif kind == "neighbours":
+        codes = codes[:, :1].expand_as(codes) * (1 + torch.arange(num_codes)[:, None] * 2.0**-23)
+    elif kind == "equal":
+        codes = codes[:, :1].expand_as(codes)
+    elif kind == "twice":
+        codes = torch.cat([codes[:, : (num_codes + 1) // 2]] * 2, 1)[:, :num_codes]
+    elif kind == "integers":
+        x, codes = x.round(), codes.round()
+    elif kind == "outlier":
+        codes[:, -1] *= 1e6
+    elif kind == "scales":
+        x = x * torch.exp2(torch.linspace(-40, 40, outer * inner)).reshape(1, outer, inner, 1)
+        codes = codes * torch.exp2(torch.linspace(-40, 40, num_codes)[:, None])
+    elif kind == "tiny":
+        x, codes = x * 1e-30, codes * 1e-30
+    elif kind == "huge":
+        x, codes = x * 1e30, codes * 1e30
+    elif kind == "not finite":
+        x[..., :1, 0], x[0, -1, -1:, -1] = float("nan"), float("inf")
+        codes[:, num_codes // 2, 0], codes[:, -1, -1] = float("inf"), float("-inf")
+    mask = torch.rand(groups, outer, inner, generator=random) > 0.1
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return x.to(dtype).to(device), codes.to(wide).to(device), mask.to(device)
+
+
+def nearest_mismatches(impl: ModuleType, x: Tensor, codes: Tensor, mask: Tensor | None, metric: str) -> Tensor:
+    """True for rows whose code is not the oracle's, or whose distance is out of tolerance.
+
+    The tolerance is (D + 2) units of rounding of the distance; for dot and cosine, where terms cancel, of the sum
+    of their magnitudes.
+    """
+    expected, oracle = reference.nearest(x, codes, mask, metric)
+    indices, distances = impl.nearest(x, codes, mask, metric)
+    unit = (x.shape[-1] + 2) * (2.0**-53 if x.dtype == torch.float64 else 2.0**-24)
+    magnitude = oracle.double().abs()
+    if metric == "cosine":
+        magnitude = magnitude + 1
+    elif metric == "dot":
+        chosen = torch.gather(
+            codes.double(), 1, expected.clamp_min(0).flatten(1)[..., None].expand(-1, -1, x.shape[-1])
+        )
+        magnitude = (x.double() * chosen.reshape(x.shape)).abs().sum(-1)
+    same = (distances == oracle) | (distances.isnan() & oracle.isnan())
+    near = (distances.double() - oracle.double()).abs() <= unit * magnitude
+    return (indices != expected) | ~(same | near)
+
+
+def segment_mismatches(impl: ModuleType, x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
+    """True for codes whose sum or count is off by more than a float32 sum of their rows in any order may be."""
+    sums, counts = impl.segment_sum(x, indices, num_codes)
+    expected, rows = reference.segment_sum(x, indices, num_codes)
+    magnitudes, _ = reference.segment_sum(x.double().abs(), indices, num_codes)
+    unit = 2.0**-53 if x.dtype == torch.float64 else 2.0**-24
+    allowed = unit * (rows[..., None].double() + 2) * magnitudes
+    return ((sums.double() - expected.double()).abs() > allowed).any(-1) | (counts != rows)
+
+
+def ema_mismatches(impl: ModuleType, groups: int, num_codes: int, dim: int, device: str, paper: bool) -> Tensor:
+    """True for codes whose state after one update is further from the oracle's than a few roundings."""
+    random = torch.Generator().manual_seed(groups + num_codes + dim)
+    state = [torch.randn(groups, num_codes, dim, generator=random) for _ in range(3)]
+    sizes, counts = (torch.rand(groups, num_codes, generator=random) * 10 for _ in range(2))
+    sizes[:, 0], counts[:, 0] = 0, 0
+    codebook, embed_sum, sums, sizes, counts = (tensor.to(device) for tensor in (*state, sizes, counts))
+    arguments = (sums, counts, 0.99, 1e-5, "laplace" if paper else "none", not paper, 0.1, paper)
+    ours, theirs = ([tensor.clone() for tensor in (codebook, embed_sum, sizes)] for _ in range(2))
+    dead, expected = impl.ema_update_(*ours, *arguments), reference.ema_update_(*theirs, *arguments)
+    # embed_sum cancels, so its error is one of its terms'; the code divides it by a size that is off by K roundings.
+    terms = embed_sum.abs() + sums.abs()
+    unit = 2.0**-22
+    wrong = (ours[1] - theirs[1]).abs() > unit * terms
+    growth = theirs[0].abs() + terms / theirs[2].clamp_min(1e-6)[..., None]
+    wrong |= (ours[0] - theirs[0]).abs() > unit * (num_codes + 4) * growth
+    return wrong.any(-1) | ((ours[2] - theirs[2]).abs() > unit * theirs[2]) | (dead != expected)
+
+
+def lookup_mismatches(impl: ModuleType, indices: Tensor, codebooks: Tensor) -> Tensor:
+    """True for rows whose sum of codes is not the oracle's, bit for bit."""
+    return (impl.lookup(indices, codebooks) != reference.lookup(indices, codebooks)).any(-1)
+
+
+def gate(impl: ModuleType, device: str, sizes: tuple[tuple[int, ...], ...] = SIZES) -> Iterator[Check]:
+    """Compares an implementation's four operations with the reference.
+
+    Args:
+        impl: a module such as ``fastvq.kernels.triton``.
+        device: where the tensors live, for example "cuda".
+        sizes: (G, R1, R2, K, D) of the searches; the oracle takes 8 bytes per row and code.
+    """
+    for size in sizes:
+        groups, outer, inner, num_codes, dim = size
+        for dtype in DTYPES:
+            for kind in INPUTS:
+                x, codes, mask = search_input(kind, size, dtype, device)
+                for metric in reference.METRICS:
+                    wrong = nearest_mismatches(impl, x, codes, mask, metric)
+                    yield Check(f"nearest {metric} {kind} {dtype} {size}", wrong.numel(), int(wrong.sum()))
+            x, codes, _ = search_input("normal", size, dtype, device)
+            feature_map = x.transpose(-1, -2).contiguous().transpose(-1, -2)
+            wrong = nearest_mismatches(impl, feature_map, codes.mT.contiguous().mT, None, "l2")
+            yield Check(f"nearest map {dtype} {size}", wrong.numel(), int(wrong.sum()))
+            spread = torch.arange(outer * inner, device=device).reshape(outer, inner).expand(groups, -1, -1)
+            for name, indices in (("even", spread % (num_codes + 1) - 1), ("skewed", (spread % 17 == 0).long() - 1)):
+                wrong = segment_mismatches(impl, x, -indices - 1 if num_codes == 1 else indices, num_codes)
+                yield Check(f"segment_sum {name} {dtype} {size}", wrong.numel(), int(wrong.sum()))
+        for paper in (True, False):
+            wrong = ema_mismatches(impl, groups, num_codes, dim, device, paper)
+            yield Check(f"ema_update_ {'laplace' if paper else 'normalised'} {size}", wrong.numel(), int(wrong.sum()))
+        random = torch.Generator().manual_seed(sum(size))
+        stacks = torch.randn(groups, 3, num_codes, dim, generator=random).to(device)
+        indices = torch.randint(-1, num_codes, (groups, outer, inner, 3), generator=random).to(device)
+        wrong = lookup_mismatches(impl, indices, stacks)
+        yield Check(f"lookup {size}", wrong.numel(), int(wrong.sum()))
+
+
+def main(arguments: list[str]) -> int:
+    """``IMPLEMENTATION [DEVICE]``: prints the checks that fail and a summary; 1 where one failed."""
+    impl, device = importlib.import_module(f"fastvq.kernels.{arguments[0]}"), (arguments[1:] or ["cuda"])[0]
+    checks = list(gate(impl, device))
+    failed = [check for check in checks if check.mismatches]
+    for check in failed:
+        print(f"{check.name}: {check.mismatches} of {check.rows}")
+    print(f"{len(checks) - len(failed)} of {len(checks)} checks passed, {sum(check.rows for check in checks)} rows")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
