@@ -44,7 +44,9 @@ CENTRE = Config(codes=256, depth=8, num_warps=8)
 # The depth is the search's; more than 16 codes spill at its 64.
 SPLIT = Config(codes=16, num_warps=4)
 # A lane is a row. Left alone, ptxas spills 40 bytes on sm_80 to get down to 40 registers; see ``register_limit``.
-RESOLVE = Config(rows=128, codes=128, num_warps=4)
+RESOLVE = Config(rows=128, num_warps=4)
+# Inside it, rows that need every code: 8 at a time are 8 chains of sums a lane, which hide each other's latency.
+RESOLVE_SCAN = Config(rows=8, codes=128, num_warps=RESOLVE.num_warps)
 # 16 x 64 float64 sums are 8 registers a lane with 8 warps; with 4, sm_80 spilled.
 SCAN = Config(rows=16, codes=64, num_warps=8)
 

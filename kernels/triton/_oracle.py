@@ -151,6 +151,7 @@ def resolve_kernel(
     stride_cd: tl.int64,
     METRIC: tl.constexpr,
     BN: tl.constexpr,
+    BR: tl.constexpr,
     BK: tl.constexpr,
 ) -> None:
     """Compares two candidates, scans all codes where there were more, and writes indices and distances.
@@ -159,7 +160,8 @@ def resolve_kernel(
     """
     group = (tl.program_id(0) % groups).to(tl.int64)
     o_lane = tl.arange(0, BN)
-    o_row = (tl.program_id(0) // groups).to(tl.int64) * BN + o_lane
+    first_row = (tl.program_id(0) // groups).to(tl.int64) * BN
+    o_row = first_row + o_lane
     m_row = o_row < rows
     o_out = o_row * groups + group
     stride_xd = stride_xd.to(tl.int64)
@@ -193,18 +195,19 @@ def resolve_kernel(
     b_cost = tl.where(m_second, b_second, b_cost)
     b_index = tl.where(m_second, b_rival.to(tl.int64), b_index)
 
-    b_open = tl.where((b_rival == MANY) & (b_broken == 0), 1, 0)
-    for _ in range(tl.sum(b_open, 0)):
-        lane = tl.min(tl.where(b_open != 0, o_lane, BN), 0)
-        o_scan = (tl.program_id(0) // groups).to(tl.int64) * BN + lane + tl.zeros([1], tl.int64)
-        p_scan = x + group * stride_xg + row_offsets(o_scan, inner, stride_x1, stride_x2)
-        b_best, b_scan = oracle_scan(
-            p_scan, o_scan < rows, p_codes, K, D, stride_xd, stride_ck, stride_cd, METRIC, BK
-        )
-        m_lane = o_lane == lane
-        b_cost = tl.where(m_lane, b_best, b_cost)
+    # The rows still open, BR at a time in the order of their lanes.
+    m_open = (b_rival == MANY) & (b_broken == 0)
+    b_rank = tl.cumsum(m_open.to(tl.int32), 0)
+    for done in range(0, tl.max(b_rank, 0), BR):
+        o_rank = done + 1 + tl.arange(0, BR)
+        m_slot = (b_rank[None, :] == o_rank[:, None]) & m_open[None, :]  # [BR, BN]
+        b_lane = tl.max(tl.where(m_slot, o_lane[None, :], -1), 1)
+        p_scan = x + group * stride_xg + row_offsets(first_row + b_lane, inner, stride_x1, stride_x2)
+        b_best, b_scan = oracle_scan(p_scan, b_lane >= 0, p_codes, K, D, stride_xd, stride_ck, stride_cd, METRIC, BK)
+        m_lane = m_open & (b_rank > done) & (b_rank <= done + BR)
+        b_cost = tl.where(m_lane, tl.sum(tl.where(m_slot, b_best[:, None], 0.0), 0), b_cost)
+        b_scan = tl.sum(tl.where(m_slot, b_scan[:, None], 0), 0)
         b_index = tl.where(m_lane, b_scan.to(tl.int64), b_index)
-        b_open = tl.where(m_lane, 0, b_open)
 
     store_result(indices, distances, o_out, m_row, m_valid, b_broken, b_cost, b_index, METRIC)
 
@@ -269,7 +272,7 @@ def launch_resolve(x: Tensor, codes: Tensor, indices: Tensor, rivals: Tensor, di
         x: (G, R1, R2, D), any strides.
         codes: (G, K, D), any strides; for cosine the unit rows.
     """
-    config = _configs.RESOLVE
+    config, scan = _configs.RESOLVE, _configs.RESOLVE_SCAN
     resolve_kernel[(row_programs(x, config.rows),)](
         x=x,
         codes=codes,
@@ -280,7 +283,8 @@ def launch_resolve(x: Tensor, codes: Tensor, indices: Tensor, rivals: Tensor, di
         **code_arguments(codes),
         METRIC=metric,
         BN=config.rows,
-        BK=config.codes,
+        BR=scan.rows,
+        BK=scan.codes,
         num_warps=config.num_warps,
         enable_fp_fusion=False,
         **_configs.register_limit(x.device),

@@ -1,0 +1,26 @@
+"""The kernels under Triton's interpreter, in processes of their own: it is chosen before Triton is first imported."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is published for Linux only")
+
+HERE = Path(__file__).resolve().parent
+SUITES = sorted(path.name for path in HERE.glob("interpreted_*.py"))
+
+
+def test_suites_are_found():
+    assert SUITES == ["interpreted_nearest.py", "interpreted_state.py"]
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_interpreted(suite):
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(HERE / suite)]
+    done = subprocess.run(
+        command, env={**os.environ, "TRITON_INTERPRET": "1"}, cwd=HERE.parents[2], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
