@@ -16,6 +16,15 @@ from fastvq.models.training.data import FeatureClip
 TINY = MotionVQVAEConfig(width=16, output_dim=32, groups=4, codebook_size=16, depth=2)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Models this small gain nothing from a second thread, and lose much where other processes want the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)

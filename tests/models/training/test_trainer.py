@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import json
+import os
 import pickle
 import signal
 import subprocess
@@ -162,7 +163,10 @@ def test_a_process_that_is_killed_can_be_resumed(config, clips, tmp_path):
         pickle.dumps((dataclasses.replace(config, steps=10_000, checkpoint_every=1), clips))
     )
     run = tmp_path / "run"
-    process = subprocess.Popen([sys.executable, "-c", script, str(ROOT), str(tmp_path / "job"), str(run)])
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # as many as here, for the same sums
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(ROOT), str(tmp_path / "job"), str(run)], env={**os.environ, **threads}
+    )
     while process.poll() is None and not (run / "last.json").exists():
         time.sleep(0.01)
     process.kill()
