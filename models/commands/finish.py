@@ -74,6 +74,7 @@ def finish_run(
         environment=environment,
         command=shlex.join([Path(program).name, *options]),
         notes=notes,
+        scenes_note="The clips shown go from the smallest error to the largest of those held out.",
     )
     write_report(result.out / "report.html", report)
     return evaluation
@@ -124,12 +125,19 @@ def _curves(path: Path) -> list[Curves]:
     def line(label: str, key: str) -> Series:
         return Series(label, steps, [row.get(key, float("nan")) for row in rows])
 
-    unit = "smooth-L1 (normalised features)"
     return [
         Curves(
-            "Reconstruction loss", unit, [line("all features", "recon_smooth_l1")], note="Mean over all features."
+            "Reconstruction loss",
+            "smooth-L1",
+            [line("all features", "recon_smooth_l1")],
+            note="Of the normalised features, mean over all.",
         ),
-        Curves("Its parts", unit, [line(name.replace("_", " "), name) for name in TERMS], note="Before weighting."),
+        Curves(
+            "Its parts",
+            "smooth-L1",
+            [line(name.replace("_", " "), name) for name in TERMS],
+            note="Mean over each part's own features, before weighting.",
+        ),
         Curves(
             "Perplexity in training",
             "perplexity (codes)",

@@ -68,7 +68,7 @@ def metrics(evaluation: Mapping[str, Any], codebook_size: int) -> list[Metric]:
         ),
     ]
     rows += [
-        Metric(f"  of {_SLICES[name][0]}", number_text(value), f"The same for {_SLICES[name][1]}.")
+        Metric(f"Loss of {_SLICES[name][0]}", number_text(value), f"The same for {_SLICES[name][1]}.")
         for name, value in evaluation["recon_per_slice"].items()
     ]
     rows.append(

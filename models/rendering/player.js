@@ -126,7 +126,7 @@ class Player {
     this.box = [0, 2].map((axis) => range(body, axis));
     const extent = Math.max(this.box[0][1] - this.box[0][0], this.box[1][1] - this.box[1][0]);
     const fit = this.follow ? this.height : Math.max(this.height, extent * 0.9);
-    this.camera = new Camera(heading + 0.65, 0.22, 2.3 * fit + 0.2);
+    this.camera = new Camera(heading + 0.65, 0.22, 2.15 * fit + 0.2);
   }
 
   target(track, frame) {

@@ -30,8 +30,9 @@ def player_figure(scenes: Sequence[Scene], name: str, *, tall: bool = False) -> 
     kind = "player tall" if tall else "player"
     return (
         f'<figure class="{kind}" data-scenes="{escape(name)}">\n<figcaption>'
-        f'<span class="clip-name">{escape(first.name)}</span> <span class="clip-note">{escape(first.note)}</span>'
-        f'<span class="clip-caption">{escape(first.caption)}</span></figcaption>\n'
+        f'<span class="clip-name">{escape(first.name)}</span> '
+        f'<span class="clip-caption">{escape(first.caption)}</span> '
+        f'<span class="clip-note">{escape(first.note)}</span></figcaption>\n'
         f"<noscript><p>The moving skeletons need JavaScript.</p></noscript>\n{data}\n</figure>"
     )
 

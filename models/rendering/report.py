@@ -79,6 +79,7 @@ class Report:
     environment: Mapping[str, Any]
     command: str
     notes: Sequence[str] = field(default_factory=tuple)
+    scenes_note: str = ""
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -95,7 +96,7 @@ def write_report(path: Path, report: Report) -> None:
             f"<header><h1>{escape(report.title)}</h1><p>{escape(report.summary)}</p></header>",
             _results(report.metrics),
             "".join(f'<p class="note">{escape(note)}</p>' for note in report.notes),
-            _motions(report.scenes),
+            _motions(report.scenes, report.scenes_note),
             _training(report.curves),
             _usage(report.usage) if report.usage is not None else "",
             _table_section("configuration", "Configuration", report.config),
@@ -142,7 +143,7 @@ def _results(metrics: Sequence[Metric]) -> str:
     )
 
 
-def _motions(scenes: Sequence[Scene]) -> str:
+def _motions(scenes: Sequence[Scene], note: str) -> str:
     if scenes:
         cards = "".join(player_figure([scene], f"scene-{index}") for index, scene in enumerate(scenes))
         content = f'{LEGEND}<div class="players">{cards}</div>'
@@ -151,7 +152,7 @@ def _motions(scenes: Sequence[Scene]) -> str:
     return (
         '<section id="motions"><h2>Original and reconstruction</h2>'
         "<p>Each motion beside what comes back from its tokens. The error is the mean distance between the two, "
-        f"over all joints and frames, with both pelvises at the same place.</p>{content}</section>"
+        f"over all joints and frames, with both pelvises at the same place. {escape(note)}</p>{content}</section>"
     )
 
 
