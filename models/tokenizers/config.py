@@ -43,7 +43,7 @@ class MotionVQVAEConfig:
     """Non-linearity."""
     decay: float = 0.99
     """Decay of the codebooks' moving averages."""
-    dead_below: float = 0.1
+    dead_below: float = 0.3
     """A code used less than this share of the mean is replaced."""
     commitment_weight: float = 0.02
     """Weight of the commitment loss."""
