@@ -3,12 +3,13 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fastvq.models.commands import demo
 from fastvq.models.commands.finish import representative
@@ -138,7 +139,7 @@ def test_settings_that_cannot_be_are_refused(
 
 
 @pytest.fixture
-def small_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def small_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A demo of a few seconds, and an empty working folder for it."""
 
     def config(seed: int, clips: list[FeatureClip]) -> TrainConfig:
@@ -150,7 +151,9 @@ def small_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(demo, "TIMED_STEPS", 2)
     monkeypatch.setattr(demo, "FEWEST_STEPS", 2)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
 
 
 def test_the_demo_ends_with_its_report(fastvq: Callable[..., Any], small_demo: Path) -> None:
@@ -207,3 +210,21 @@ def test_shown_clips_span_the_errors() -> None:
     many = [found(float(error)) for error in range(100)] + [found(1000.0, frames=10)]
     assert [one.mpjpe_mm for one in representative(many)] == [0, 20, 40, 59, 79, 99]
     assert [one.mpjpe_mm for one in representative([found(2.0, 10), found(1.0)])] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("rates", "chosen"),
+    [({8: 1.0, 4: 3.0, 2: 2.0, 1: 9.0}, 4), ({8: 4.0, 4: 3.0}, 8), ({8: 1.0, 4: 2.0, 2: 3.0, 1: 4.0}, 1)],
+)
+def test_the_demo_halves_its_threads_while_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, rates: dict[int, float], chosen: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(demo, "_timed", lambda config, clips: rates[torch.get_num_threads()])
+    before = torch.get_num_threads()
+    torch.set_num_threads(8)
+    try:
+        assert demo.measure_speed(TrainConfig(), []) == rates[chosen]
+        assert torch.get_num_threads() == chosen
+    finally:
+        torch.set_num_threads(before)
