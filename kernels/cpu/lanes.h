@@ -117,11 +117,11 @@ static void centre_set(const GroupCodes& codes, const float* shift, const float*
   }
 }
 
-// Two codes at a time, whose sums are independent. The number of packed codes is even; the last may be an absent one,
-// which scores minus infinity.
+// Several codes at a time, whose sums are independent. Codes are packed in fours; absent ones score minus infinity.
 template <int PADDED, bool RUNNER_UP>
 static void best_of_codes(const float* rows, const float* packed, int64_t codes, float* best, int32_t* where, float* second) {
   constexpr int VECS = SET_VECTORS<PADDED>, SET = VECS * LANES, STEP = PADDED + 1;
+  constexpr int CODES = LANES == 16 ? 4 : 2;  // as many as the registers hold
   Floats x[PADDED][VECS], top[VECS], next[VECS];
   Ints at[VECS];
 #pragma GCC unroll 16
@@ -133,23 +133,22 @@ static void best_of_codes(const float* rows, const float* packed, int64_t codes,
     top[v] = next[v] = splat(-HUGE_VALF);
     at[v] = Ints{};
   }
-  for (int32_t k = 0; k < codes; k += 2, packed += 2 * STEP) {
-    Floats score[2][VECS];
+  for (int32_t k = 0; k < codes; k += CODES, packed += CODES * STEP) {
+    Floats score[CODES][VECS];
+#pragma GCC unroll 4
+    for (int c = 0; c < CODES; ++c)
 #pragma GCC unroll 2
-    for (int v = 0; v < VECS; ++v) {
-      score[0][v] = splat(packed[0]);
-      score[1][v] = splat(packed[STEP]);
-    }
+      for (int v = 0; v < VECS; ++v) score[c][v] = splat(packed[c * STEP]);
 #pragma GCC unroll 16
     for (int d = 0; d < PADDED; ++d)
-#pragma GCC unroll 2
-      for (int c = 0; c < 2; ++c) {
+#pragma GCC unroll 4
+      for (int c = 0; c < CODES; ++c) {
         const Floats entry = splat(packed[c * STEP + 1 + d]);
 #pragma GCC unroll 2
         for (int v = 0; v < VECS; ++v) score[c][v] = multiply_add(x[d][v], entry, score[c][v]);
       }
-#pragma GCC unroll 2
-    for (int c = 0; c < 2; ++c)
+#pragma GCC unroll 4
+    for (int c = 0; c < CODES; ++c)
 #pragma GCC unroll 2
       for (int v = 0; v < VECS; ++v) {
         if (RUNNER_UP) next[v] = maximum(next[v], minimum(score[c][v], top[v]));
@@ -184,6 +183,21 @@ static void list_lane_candidates(const float* rows, const float* packed, int64_t
     }
 }
 
+template <int SET>
+FASTVQ_INLINE void add_squares(const float* rows, const float* codes, int64_t dim, double* sums) {
+  for (int64_t d = 0; d < dim; ++d)
+    for (int r = 0; r < SET; ++r) {
+      const double difference = double(rows[d * SET + r]) - double(codes[d * SET + r]);
+      sums[r] += difference * difference;
+    }
+}
+
+template <int SET>
+FASTVQ_INLINE void add_products(const float* rows, const float* codes, int64_t dim, double* sums) {
+  for (int64_t d = 0; d < dim; ++d)
+    for (int r = 0; r < SET; ++r) sums[r] += double(rows[d * SET + r]) * double(codes[d * SET + r]);
+}
+
 // Writes the results of one set; rows with close calls are decided by the oracle.
 template <int PADDED>
 static void settle_set(const Nearest& call, int64_t group, int first, int count, LaneScratch& s) {
@@ -199,20 +213,30 @@ static void settle_set(const Nearest& call, int64_t group, int first, int count,
   const float* chosen[SET];
   for (int r = 0; r < SET; ++r) chosen[r] = code_rows + where[r] * dim;
   stand_up<PADDED, SET>(chosen, SET, dim, s.chosen);
-  double cost[SET] = {};
   const float* given = s.given + first * PADDED;
-  for (int64_t d = 0; d < dim; ++d)
-    for (int r = 0; r < SET; ++r) {
-      const double x = given[d * SET + r], c = s.chosen[d * SET + r];
-      cost[r] += l2 ? (x - c) * (x - c) : -(x * c);
-    }
-  uint64_t doubtful = 0;
-  for (int r = 0; r < count; ++r) {
-    const bool safe = s.squares[first + r] < LARGEST_SQUARE;
-    if (!safe) scan_or_drop(call, group, numbers[r], rows[r], s.queue);
-    else if (call.exact && s.second[first + r] >= thresholds[r]) doubtful |= uint64_t{1} << r;
-    else write_row<float>(call, group, numbers[r], where[r], cost[r]);
+  double sums[SET] = {};
+  if (l2) add_squares<SET>(given, s.chosen, dim, sums);
+  else add_products<SET>(given, s.chosen, dim, sums);
+  if (call.metric == Metric::cosine)
+    for (int r = 0; r < SET; ++r) sums[r] = 1 - sums[r];
+
+  uint64_t safe = 0, doubtful = 0;
+  for (int r = 0; r < SET; r += LANES) {
+    safe |= uint64_t{bits(greater(splat(LARGEST_SQUARE), load<Floats>(s.squares + first + r)))} << r;
+    if (call.exact) doubtful |= uint64_t{bits(at_least(load<Floats>(s.second + first + r), load<Floats>(thresholds + r)))} << r;
   }
+  const uint64_t present = ~uint64_t{0} >> (64 - count);
+  doubtful &= safe & present;
+  const uint64_t settled = safe & ~doubtful;
+  auto* distances = static_cast<float*>(call.distances);
+  for (int r = 0; r < count; ++r) {
+    const int64_t at = numbers[r] * call.x.groups + group;
+    call.indices[at] = where[r];
+    distances[at] = static_cast<float>(sums[r]);
+  }
+  if ((settled & present) == present) return;
+  for (int r = 0; r < count; ++r)
+    if (!(safe >> r & 1)) scan_or_drop(call, group, numbers[r], rows[r], s.queue);
   if (!doubtful) return;
 
   int counts[SET] = {};

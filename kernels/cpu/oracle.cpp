@@ -45,7 +45,7 @@ template <class Code>
 void fill_panel(const void* all, int64_t dim, int64_t code_count, const uint8_t* excluded, int64_t first, double* panel) {
   for (int lane = 0; lane < PANEL; ++lane) {
     const int64_t code = first + lane;
-    const bool absent = code >= code_count || excluded[code];
+    const bool absent = code >= code_count || (excluded && excluded[code]);
     const Code* row = static_cast<const Code*>(all) + (absent ? 0 : code) * dim;
     for (int64_t d = 0; d < dim; ++d) panel[d * PANEL + lane] = absent ? double{NAN} : double(row[d]);
   }

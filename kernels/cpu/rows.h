@@ -67,8 +67,10 @@ static void scan_queued(const Nearest& call, int64_t group, ScanQueue& queue) {
   if (queue.count == 0) return;
   Winner winners[SCAN_ROWS];
   const T* codes = static_cast<const T*>(call.code_rows) + group * call.code_group_stride;
-  scan_codes(queue.rows, queue.count, call.x.dim, codes, call.codebook.codes,
-             call.excluded + group * call.codebook.codes, call.metric == Metric::l2, queue.scratch, winners);
+  // Without preparation nothing is marked as excluded; costs of non-finite codes are not finite then.
+  const uint8_t* excluded = call.chunks > 0 ? call.excluded + group * call.codebook.codes : nullptr;
+  scan_codes(queue.rows, queue.count, call.x.dim, codes, call.codebook.codes, excluded, call.metric == Metric::l2,
+             queue.scratch, winners);
   for (int i = 0; i < queue.count; ++i) write_row<T>(call, group, queue.numbers[i], winners[i].code, winners[i].cost);
   queue.count = 0;
 }
@@ -108,7 +110,7 @@ struct BlockRows {
     const bool cosine = call.metric == Metric::cosine;
     const int listed = list_rows(call.x, call.mask, group, first, last, numbers, offsets,
                                  [&](int64_t row) { write_masked<float>(call, group, row); });
-    if (!call.groups[group].searchable) {
+    if (call.panels > 0 && !call.groups[group].searchable) {
       for (int r = 0; r < listed; ++r) write_row<float>(call, group, numbers[r], -1, 0);
       return 0;
     }

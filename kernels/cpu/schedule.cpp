@@ -95,16 +95,15 @@ void nearest(Nearest& call) {
   const NearestKernels& isa = *kernels().nearest;
   const double code_values = double(groups) * double(call.codebook.codes) * double(call.codebook.dim);
   const int workers = workers_for(2 * code_values * double(rows));
-  isa.plan(call);
-  call.slot_count = 4;
-  while (call.slot_count < 2 * call.codebook.codes) call.slot_count *= 2;
-
   const Codebook& given = call.codebook;
   const bool serves = call.metric != Metric::cosine && (given.dim_stride == 1 || given.dim == 1) &&
                       (given.code_stride == given.dim || given.codes == 1);
   call.copies_codes = !serves;
   call.code_rows = const_cast<void*>(given.data);  // written only where they are copied
   call.code_group_stride = serves ? given.group_stride : given.codes * given.dim;
+  isa.plan(call);
+  call.slot_count = 4;
+  while (call.slot_count < 2 * call.codebook.codes) call.slot_count *= 2;
   const Memory memory(lay_out(call, nullptr, workers));
   lay_out(call, memory.start(), workers);
   prepare(call, isa, workers);

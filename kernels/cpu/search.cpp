@@ -1,4 +1,5 @@
 // The nearest-code kernels of one instruction set: which one a shape takes, and how its codes are packed.
+#include "direct.h"
 #include "lanes.h"
 #include "panels.h"
 
@@ -7,11 +8,13 @@ namespace {
 
 constexpr int64_t COARSE_DIM = int64_t{1} << 20;  // beyond, the slack's constants are no longer proven
 
-enum class Kind { scan, lanes, panels };
+enum class Kind { scan, direct, lanes, panels };
 
 Kind kind_of(const Nearest& call) {
   if (call.is_double() || call.x.dim > COARSE_DIM) return Kind::scan;
-  return call.x.dim <= WIDEST ? Kind::lanes : Kind::panels;
+  if (call.x.dim <= WIDEST) return Kind::lanes;
+  const bool direct = call.x.rows() <= DIRECT_ROWS && call.metric == Metric::l2 && !call.copies_codes;
+  return direct ? Kind::direct : Kind::panels;
 }
 
 void plan(Nearest& call) {
@@ -21,6 +24,9 @@ void plan(Nearest& call) {
     case Kind::scan:
       call.panels = call.packed_size = 0;
       call.padded_dim = dim;
+      break;
+    case Kind::direct:
+      call.chunks = call.panels = call.packed_size = call.padded_dim = 0;
       break;
     case Kind::lanes:
       call.panels = call.chunks;
@@ -42,9 +48,14 @@ void pack_codes(const Nearest& call, int64_t group, int64_t panel) {
 
 // Enough rows to reuse the codes in cache, few enough to leave every thread some blocks.
 int64_t block_rows(const Nearest& call, int workers) {
-  const int64_t step = kind_of(call) == Kind::panels ? TILE : LARGEST_SET;
-  int64_t most = LANE_BLOCK_ROWS;
-  if (kind_of(call) == Kind::panels) most = BLOCK_BYTES / (4 * call.x.dim) < BLOCK_ROWS ? BLOCK_BYTES / (4 * call.x.dim) : BLOCK_ROWS;
+  int64_t step = LARGEST_SET, most = LANE_BLOCK_ROWS;
+  if (kind_of(call) == Kind::panels) {
+    const int64_t cached = BLOCK_BYTES / (4 * call.x.dim);
+    step = TILE;
+    most = cached < BLOCK_ROWS ? cached : BLOCK_ROWS;
+  } else if (kind_of(call) == Kind::direct) {
+    step = AT_ONCE;
+  }
   const int64_t share = ceil_div(call.x.rows() * call.x.groups, int64_t{2} * workers);
   if (share < most) most = share;
   return most < step ? step : most / step * step;
@@ -91,6 +102,7 @@ void search_all(const Nearest& call, int64_t group, int64_t first, int64_t last,
 
 int64_t scratch_bytes(const Nearest& call, int64_t block) {
   switch (kind_of(call)) {
+    case Kind::direct: return DirectScratch().lay_out(nullptr, call, block);
     case Kind::lanes: return LaneScratch().lay_out(nullptr, call, block);
     case Kind::panels: return PanelScratch().lay_out(nullptr, call, block);
     default: return ScanScratch().lay_out(nullptr, call, block);
@@ -99,6 +111,7 @@ int64_t scratch_bytes(const Nearest& call, int64_t block) {
 
 void search(const Nearest& call, int64_t group, int64_t first, int64_t last, int64_t block, char* scratch) {
   switch (kind_of(call)) {
+    case Kind::direct: return search_direct(call, group, first, last, block, scratch);
     case Kind::lanes: return search_lanes(call, group, first, last, block, scratch);
     case Kind::panels: return search_panels(call, group, first, last, block, scratch);
     default: {

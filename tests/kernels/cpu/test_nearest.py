@@ -16,10 +16,33 @@ DIMS = [1, 2, 3, 4, 7, 8, 9, 16, 17, 33, 130, 513]
 CODES = [1, 2, 31, 33, 511]
 
 
+MANY = 49  # rows of a group for which codes are always packed
+
+
 def check(cpu: ModuleType, x: Tensor, codebook: Tensor, mask: Tensor | None = None, metric: str = "l2") -> None:
-    """Asserts that codes equal the reference's and distances are within rounding of them."""
-    indices, distances = cpu.nearest(x, codebook, mask, metric)
+    """Asserts that codes equal the reference's and distances are within rounding of them.
+
+    A few rows are searched without preparing the codes, so they are checked once more as part of many.
+    """
     expected, values = reference.nearest(x, codebook, mask, metric)
+    compare(cpu, x, codebook, mask, metric, expected, values)
+    rows = x.shape[1] * x.shape[2]
+    if 0 < rows < MANY:
+        times = (1, -(-MANY // rows), 1)
+        mask = None if mask is None else mask.repeat(times)
+        compare(cpu, x.repeat(*times, 1), codebook, mask, metric, expected.repeat(times), values.repeat(times))
+
+
+def compare(
+    cpu: ModuleType,
+    x: Tensor,
+    codebook: Tensor,
+    mask: Tensor | None,
+    metric: str,
+    expected: Tensor,
+    values: Tensor,
+) -> None:
+    indices, distances = cpu.nearest(x, codebook, mask, metric)
     assert torch.equal(indices, expected), f"{metric}, {tuple(x.shape)}, {tuple(codebook.shape)}, {x.dtype}"
     assert distances.dtype == values.dtype
     if indices.numel():
@@ -70,10 +93,10 @@ def test_every_number_of_rows(cpu, rows, dim):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_any_strides_are_read_in_place(cpu, dtype, metric):
     torch.manual_seed(0)
-    feature_map = torch.randn(3, 24, 10).to(dtype)  # (B, C, T)
+    feature_map = torch.randn(3, 24, 20).to(dtype)  # (B, C, T)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     check(cpu, feature_map.transpose(1, 2).unsqueeze(0), torch.randn(1, 50, 24, dtype=wide), None, metric)
-    grouped = feature_map.view(3, 3, 8, 10).permute(1, 0, 3, 2)  # three groups of eight channels
+    grouped = feature_map.view(3, 3, 8, 20).permute(1, 0, 3, 2)  # three groups of eight channels
     check(cpu, grouped, torch.randn(3, 50, 8, dtype=wide), None, metric)
     activation = torch.randn(7, 11, 40).to(dtype).view(7, 11, 5, 8).permute(2, 0, 1, 3)  # (N, G D)
     check(cpu, activation, torch.randn(5, 33, 8, dtype=wide), None, metric)
