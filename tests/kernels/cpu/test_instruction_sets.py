@@ -9,7 +9,8 @@ import pytest
 from fastvq.kernels.cpu import build
 
 HERE = Path(__file__).resolve().parent
-SELECTION = "oracles or number_of_rows or strides or finite or close or sum or lookup"
+# What the vectors see; the reference makes up most of the time.
+SELECTION = "(oracles and not 513 and not float16) or number_of_rows or strides or finite or close or sum or lookup"
 
 
 def test_same_results(cpu, monkeypatch):
