@@ -20,33 +20,21 @@ from unittest import mock
 
 import torch
 import triton
-from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
 
 from fastvq.kernels import triton as kernels
 from fastvq.kernels.triton import _configs
 
-POINTERS = {
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.float32: "*fp32",
-    torch.float64: "*fp64",
-    torch.int64: "*i64",
-    torch.int32: "*i32",
-    torch.uint8: "*u8",
-    torch.bool: "*i1",
-}
-
 
 class Launch(NamedTuple):
-    """One kernel launch as the compiler sees it."""
+    """One kernel launch as the compiler sees it: what of its arguments reaches the compiled code."""
 
     kernel: Any  # triton.JITFunction
     signature: dict[str, str]
-    constants: dict[str, Any]
-    aligned: tuple[str, ...]  # pointers divisible by 16
-    options: dict[str, Any]
+    constants: dict[tuple[int, ...], Any]
+    attributes: dict[tuple[int, ...], Any]
+    options: Any
 
 
 class Compiled(NamedTuple):
@@ -62,61 +50,39 @@ class Compiled(NamedTuple):
 
 
 @contextlib.contextmanager
-def recorded(family: str) -> Iterator[list[Launch]]:
-    """Records launches instead of making them, with the configurations of a target's family."""
+def recorded(target: str) -> Iterator[list[Launch]]:
+    """Records launches instead of making them, as a device of the target would compile them."""
     launches: list[Launch] = []
+    backend = make_backend(gpu(target))
 
     def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         assert not args, f"{kernel.__name__} was launched with positional arguments"
-        launches.append(describe(kernel, kwargs))
+        binder = triton.runtime.jit.create_function_from_signature(kernel.signature, kernel.params, backend)
+        bound, specialization, rest = binder(**kwargs)
+        options, signature, constants, attributes = kernel._pack_args(backend, kwargs, bound, specialization, rest)
+        launches.append(Launch(kernel, signature, constants, attributes, options))
 
     with (
         mock.patch.object(triton.runtime.jit.JITFunction, "run", run),
-        mock.patch.object(_configs, "family", return_value=family),
+        mock.patch.object(_configs, "family", return_value=target),
     ):
         yield launches
 
 
-def describe(kernel: Any, arguments: dict[str, Any]) -> Launch:
-    """Types and constants of a launch, by the rules of ``triton.jit`` for annotated, unspecialised sizes."""
-    signature: dict[str, str] = {}
-    constants: dict[str, Any] = {}
-    aligned: list[str] = []
-    for parameter in kernel.params:
-        value = arguments[parameter.name]
-        if parameter.is_constexpr or value is None:
-            signature[parameter.name], constants[parameter.name] = "constexpr", value
-        elif isinstance(value, Tensor):
-            signature[parameter.name] = POINTERS[value.dtype]
-            aligned.append(parameter.name)
-        else:
-            specialised = isinstance(value, int) and not parameter.do_not_specialize
-            assert parameter.annotation_type, f"{kernel.__name__}: annotate the type of {parameter.name}"
-            assert not specialised, f"{kernel.__name__}: a new {parameter.name} would recompile"
-            signature[parameter.name] = parameter.annotation_type
-    options = {name: value for name, value in arguments.items() if name not in signature}
-    return Launch(kernel, signature, constants, tuple(aligned), options)
+def gpu(target: str) -> GPUTarget:
+    """A target by Triton's description."""
+    family = _configs.TARGETS[target]
+    return GPUTarget(family.backend, family.arch, family.warp_size)
 
 
-def compile_launch(case: str, launch: Launch, target_name: str) -> Compiled:
+def compile_launch(case: str, launch: Launch, target: str) -> Compiled:
     """Compiles one launch for one target."""
-    target = _configs.TARGETS[target_name]
-    names = launch.kernel.arg_names
-    source = ASTSource(
-        fn=launch.kernel,
-        signature=launch.signature,
-        constexprs=launch.constants,
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in launch.aligned},
-    )
-    compiled = triton.compile(
-        source, target=GPUTarget(target.backend, target.arch, target.warp_size), options=launch.options
-    )
-    measure = amd_usage if target.backend == "hip" else nvidia_usage
-    registers, spill_bytes = measure(compiled)
-    assembly = compiled.asm["amdgcn" if target.backend == "hip" else "ptx"]
-    return Compiled(
-        case, launch.kernel.__name__, target_name, registers, spill_bytes, compiled.metadata.shared, assembly
-    )
+    source = ASTSource(launch.kernel, launch.signature, launch.constants, launch.attributes)
+    compiled = triton.compile(source, target=gpu(target), options=launch.options.__dict__)
+    hip = gpu(target).backend == "hip"
+    registers, spill_bytes = amd_usage(compiled) if hip else nvidia_usage(compiled)
+    assembly = compiled.asm["amdgcn" if hip else "ptx"]
+    return Compiled(case, launch.kernel.__name__, target, registers, spill_bytes, compiled.metadata.shared, assembly)
 
 
 def nvidia_usage(compiled: Any) -> tuple[int, int]:

@@ -243,7 +243,7 @@ def launch_split(codebook: Tensor, metric: str, codes_multiple: int, depth_multi
         D=dim,
         D_padded=dim_padded,
         slices=slices,
-        METRIC=metric,
+        METRIC="l2" if metric == "l2" else "dot",
         BS=64,
         BK=config.codes,
         BD=depth_multiple,

@@ -13,7 +13,7 @@ L2); out 12 per row (index and rival), and again x and the chosen codes once for
 The bound. Let u = 2^-24, X = |scaled row|, C = the largest |scaled code|, w the scale of the bias. All norms are
 Euclidean, sums over d go by Cauchy-Schwarz. The computed s_k differs from the scaled exact one by at most
 
-    X C u (4 BD (1 + 1/64) + D / BD + 24) + w C^2 u 3 / 2 + 2^-12 sqrt(D) (X + C) (1 + 2^-8)
+    X C u (4 BD (1 + 1/64) + D / BD + 24) + 3 w C^2 u + 2^-12 sqrt(D) (X + C) (1 + 2^-8)
 
 * 2u: rounding of x - mu and c - mu, each relative to the entry itself; 1u for cosine, whose oracle scores the
   unit row rounded to float32.
@@ -23,8 +23,9 @@ Euclidean, sums over d go by Cauchy-Schwarz. The computed s_k differs from the s
   twice what truncating both aligned addends and the result to 24 bits can lose (Fasi, Higham, Mikaitis and Pranesh
   2021, "Numerical behavior of NVIDIA tensor cores"). The two small products go first, at magnitude 2^-10, so their
   share is below 1/64.
-* D / BD u: the float32 sum over pieces of D. 2u: the final sum with the bias; the rest of 24 is spare.
-* 3/2 u: rounding of the bias, of its product with w, of the sum.
+* D / BD u: the float32 sum over pieces of D. 2u: the sum with the bias, and the threshold that scores are held
+  against; the rest of 24 is spare.
+* 3u: in the bias, which is half of C^2, 2u from c - mu and u from its own rounding; u more in either sum.
 * 2^-12 sqrt(D): entries below float16's normal range, see ``split_float16``.
 
 The oracle rounds too: at most (D + 3) 2^-53 of its sum of magnitudes, which is X^2 / w + w C^2 for l2 and X times
@@ -254,7 +255,7 @@ def rounding_slack(dim: int, piece: int) -> Slack:
     twice = 2 * (1 + max(2.0**-6, (dim + 8) * 4 * unit))
     return Slack(
         product=twice * unit * (4 * piece * (1 + 2.0**-6) + dim / piece + 24),
-        bias=twice * unit * 1.5,
+        bias=twice * unit * 3,
         floor=twice * 2.0**-12 * math.sqrt(dim) * (1 + 2.0**-8),
         oracle=twice * (dim + 3) * 2.0**-53,
     )
