@@ -119,7 +119,7 @@ def test_without_the_extra_one_sentence_says_what_to_install() -> None:
         (ModuleNotFoundError("No module named 'scipy.spatial'", name="scipy.spatial"), 2, "scipy is not installed:"),
         (UserError("the file\n  is odd"), 2, "fastvq: the file is odd\n"),
         (KeyboardInterrupt(), 130, "fastvq: interrupted\n"),
-        (PermissionError(13, "Permission denied", "/root/x"), 1, "fastvq: /root/x: Permission denied\n"),
+        (PermissionError(13, "Permission denied", "/somewhere/x"), 1, "fastvq: /somewhere/x: Permission denied\n"),
         (OSError(28, "No space left on device"), 1, "fastvq: No space left on device\n"),
         (torch.OutOfMemoryError("CUDA out of memory"), 1, "use a smaller batch size or model\n"),
     ],
