@@ -153,8 +153,8 @@ static void centre_codes(const Nearest& call, int64_t group, int worker) {
   find_repeats(call, group, call.hash_slots + worker * call.slot_count);
 }
 
-// Four codes from `first` on, centred and scaled: calls write(d, q) for every four d, q[i] belonging to code i, and gives
-// their biases (minus infinity where a code is left out). Returns the largest |e^|^2.
+// Four codes from `first` on, centred and scaled: calls write(d, q) for every four d, q[i] belonging to code i, and
+// gives their biases (minus infinity where a code is left out). Returns the largest |e^|^2.
 template <class Write>
 FASTVQ_INLINE double centre_four(const Nearest& call, int64_t group, int64_t first, float* bias, Write&& write) {
   const int64_t codes = call.codebook.codes, dim = call.codebook.dim;

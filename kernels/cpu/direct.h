@@ -62,13 +62,15 @@ FASTVQ_INLINE Quad costs_of(const float* const (&rows)[AT_ONCE], const float* co
   return (parts[0] + parts[1]) + (parts[2] + parts[3]);
 }
 
-static void search_direct(const Nearest& call, int64_t group, int64_t first, int64_t last, int64_t block, char* scratch) {
+static void search_direct(const Nearest& call, int64_t group, int64_t first, int64_t last, int64_t block,
+                          char* scratch) {
   DirectScratch s;
   s.lay_out(scratch, call, block);
   const int64_t dim = call.x.dim, codes = call.codebook.codes;
   const float* code_rows = call.float_codes(group);
   const float gamma = static_cast<float>(dim + 3) * 0x1p-24f / (1 - static_cast<float>(dim + 3) * 0x1p-24f);
-  const float factor = call.exact ? 1 + 2.6f * gamma : 1, offset = call.exact ? static_cast<float>(dim) * 0x1p-123f : 0;
+  const float factor = call.exact ? 1 + 2.6f * gamma : 1,
+              offset = call.exact ? static_cast<float>(dim) * 0x1p-123f : 0;
   const int count = s.rows.collect(call, group, first, last);
   for (int r0 = 0; r0 < count; r0 += AT_ONCE) {
     const float* rows[AT_ONCE];

@@ -1,9 +1,9 @@
 // The coarse pass for narrow rows (grouped codebooks): lanes = rows.
 //
 // A set of rows stands side by side, one vector per d, and stays in registers while the codes pass by as broadcasts
-// (bias, e_1 .. e_D): D + 1 loads a code for D x vectors fused multiply-adds. A block goes through three phases (stand
-// its rows up, search, settle), so that the latencies of the first and last overlap between sets. Groups of a (N, G D)
-// activation are read in place. D is padded with zeros to 4, 8 or 16.
+// (bias, e_1 .. e_D): D + 1 loads a code for D x vectors fused multiply-adds. A block goes through three phases
+// (stand its rows up, search, settle), so that the latencies of the first and last overlap between sets. Groups of a
+// (N, G D) activation are read in place. D is padded with zeros to 4, 8 or 16.
 #pragma once
 
 #include "codes.h"
@@ -23,20 +23,23 @@ FASTVQ_INLINE int64_t padded_dim(int64_t dim) { return dim <= 4 ? 4 : dim <= 8 ?
 
 // Vectors of rows in a set: enough independent sums to hide their latency, few enough for the registers.
 template <int PADDED>
-constexpr int SET_VECTORS = PADDED == 16 ? 1 : LANES == 16 ? 2 : PADDED == 8 ? 1 : 2;
+constexpr int SET_VECTORS = PADDED == 16  ? 1
+                            : LANES == 16 ? 2
+                            : PADDED == 8 ? 1
+                                          : 2;
 constexpr int LARGEST_SET = 2 * LANES;
 
 struct LaneScratch {
   BlockRows rows;
-  float* given;      // (sets, PADDED, set): rows as the oracle reads them, one column each
-  float* centred;    // (sets, PADDED, set)
-  float* squares;    // (block)
-  float* best;       // (block)
-  float* second;     // (block)
-  float* thresholds; // (block)
-  int32_t* where;    // (block)
-  float* chosen;     // (PADDED, set): the chosen codes
-  int32_t* listed;   // (set, LISTED)
+  float* given;       // (sets, PADDED, set): rows as the oracle reads them, one column each
+  float* centred;     // (sets, PADDED, set)
+  float* squares;     // (block)
+  float* best;        // (block)
+  float* second;      // (block)
+  float* thresholds;  // (block)
+  int32_t* where;     // (block)
+  float* chosen;      // (PADDED, set): the chosen codes
+  int32_t* listed;    // (set, LISTED)
   ScanQueue queue;
 
   int64_t lay_out(char* base, const Nearest& call, int64_t block) {
@@ -105,7 +108,8 @@ static void stand_up(const float* const* rows, int count, int64_t dim, float* ou
 }
 
 template <int PADDED, int SET>
-static void centre_set(const GroupCodes& codes, const float* shift, const float* given, float* centred, float* squares) {
+static void centre_set(const GroupCodes& codes, const float* shift, const float* given, float* centred,
+                       float* squares) {
   for (int r = 0; r < SET; r += LANES) {
     Floats square{};
     for (int d = 0; d < PADDED; ++d) {
@@ -119,7 +123,8 @@ static void centre_set(const GroupCodes& codes, const float* shift, const float*
 
 // Several codes at a time, whose sums are independent. Codes are packed in fours; absent ones score minus infinity.
 template <int PADDED, bool RUNNER_UP>
-static void best_of_codes(const float* rows, const float* packed, int64_t codes, float* best, int32_t* where, float* second) {
+static void best_of_codes(const float* rows, const float* packed, int64_t codes, float* best, int32_t* where,
+                          float* second) {
   constexpr int VECS = SET_VECTORS<PADDED>, SET = VECS * LANES, STEP = PADDED + 1;
   constexpr int CODES = LANES == 16 ? 4 : 2;  // as many as the registers hold
   Floats x[PADDED][VECS], top[VECS], next[VECS];
@@ -223,7 +228,8 @@ static void settle_set(const Nearest& call, int64_t group, int first, int count,
   uint64_t safe = 0, doubtful = 0;
   for (int r = 0; r < SET; r += LANES) {
     safe |= uint64_t{bits(greater(splat(LARGEST_SQUARE), load<Floats>(s.squares + first + r)))} << r;
-    if (call.exact) doubtful |= uint64_t{bits(at_least(load<Floats>(s.second + first + r), load<Floats>(thresholds + r)))} << r;
+    if (call.exact)
+      doubtful |= uint64_t{bits(at_least(load<Floats>(s.second + first + r), load<Floats>(thresholds + r)))} << r;
   }
   const uint64_t present = ~uint64_t{0} >> (64 - count);
   doubtful &= safe & present;
@@ -242,8 +248,8 @@ static void settle_set(const Nearest& call, int64_t group, int first, int count,
   int counts[SET] = {};
   for (int r = 0; r < SET; ++r)
     if (!(doubtful >> r & 1)) thresholds[r] = HUGE_VALF;
-  list_lane_candidates<PADDED>(s.centred + first * PADDED, call.packed + group * call.packed_size, call.codebook.codes,
-                               thresholds, s.listed, counts);
+  list_lane_candidates<PADDED>(s.centred + first * PADDED, call.packed + group * call.packed_size,
+                               call.codebook.codes, thresholds, s.listed, counts);
   for (; doubtful; doubtful &= doubtful - 1) {
     const int r = __builtin_ctzll(doubtful);
     if (counts[r] > LISTED) {
@@ -275,7 +281,8 @@ static void search_sets(const Nearest& call, int64_t group, int count, LaneScrat
     for (int r = first; r < first + SET && r < count; ++r) __builtin_prefetch(s.rows.at[r] + call.x.group_stride);
     for (int64_t line = first; line < first + SET && line * 16 < code_values; ++line)
       __builtin_prefetch(code_rows + line * 16);
-    best_of(s.centred + first * PADDED, packed, call.codebook.codes, s.best + first, s.where + first, s.second + first);
+    best_of(s.centred + first * PADDED, packed, call.codebook.codes, s.best + first, s.where + first,
+            s.second + first);
   }
   for (int first = 0; first < count; first += LANES)
     store(s.thresholds + first, threshold(codes, load<Floats>(s.best + first), load<Floats>(s.squares + first)));
@@ -283,7 +290,8 @@ static void search_sets(const Nearest& call, int64_t group, int count, LaneScrat
     settle_set<PADDED>(call, group, first, count - first < SET ? count - first : SET, s);
 }
 
-static void search_lanes(const Nearest& call, int64_t group, int64_t first, int64_t last, int64_t block, char* scratch) {
+static void search_lanes(const Nearest& call, int64_t group, int64_t first, int64_t last, int64_t block,
+                         char* scratch) {
   LaneScratch s;
   s.lay_out(scratch, call, block);
   const int count = s.rows.collect(call, group, first, last);

@@ -49,7 +49,8 @@ static void copy_rows(const void* data, const int64_t* offsets, int64_t count, i
       for (int64_t d = 0; d < dim; ++d) out[r * out_stride + d] = widen(from[offsets[r] + d]);
     return;
   }
-  // A strided d usually means that rows lie side by side: sixteen cache lines serve sixteen rows before they are left.
+  // A strided d usually means that rows lie side by side: sixteen cache lines serve sixteen rows before they are
+  // left.
   for (int64_t first = 0; first < dim; first += 16) {
     const int64_t last = first + 16 < dim ? first + 16 : dim;
     for (int64_t r = 0; r < count; ++r)

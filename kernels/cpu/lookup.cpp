@@ -27,8 +27,8 @@ void gather_as(const Lookup& call, int64_t first, int64_t last, IndexRange& seen
     const int64_t r1 = row / call.rows2, r2 = row % call.rows2;
     for (int64_t group = 0; group < call.groups; ++group) {
       T* to = static_cast<T*>(call.out) + (row * call.groups + group) * call.dim;
-      const int64_t* index =
-          call.indices.data + group * call.indices.group_stride + r1 * call.indices.stride1 + r2 * call.indices.stride2;
+      const int64_t* index = call.indices.data + group * call.indices.group_stride + r1 * call.indices.stride1 +
+                             r2 * call.indices.stride2;
       const T* codes = static_cast<const T*>(call.codebooks) + group * call.group_stride;
       bool empty = true;
       for (int64_t stage = 0; stage < call.stages; ++stage) {

@@ -1,5 +1,5 @@
-// Sums the chosen codes over the stages: out[row, g] = sum over q of codebooks[g, q, indices[g, row, q]], left to right
-// from zero in the codebooks' dtype; -1 adds nothing. Bytes moved: the output once, the codes from cache.
+// Sums the chosen codes over the stages: out[row, g] = sum over q of codebooks[g, q, indices[g, row, q]], left to
+// right from zero in the codebooks' dtype; -1 adds nothing. Bytes moved: the output once, the codes from cache.
 #pragma once
 
 #include "common.h"

@@ -47,11 +47,11 @@ struct Codebook {  // (G, K, D), any strides
 };
 
 struct GroupCodes {  // one group's codebook, ready for the coarse pass
-  float scale;                          // s, of the codes; rows are scaled by row_scale (1 for dot)
+  float scale;       // s, of the codes; rows are scaled by row_scale (1 for dot)
   float row_scale;
-  bool searchable;                      // at least one code is finite
-  float quadratic, linear, constant;    // slack = quadratic Y^2 + linear Y + constant
-  float norm_factor, norm_offset;       // Y^2 <= (sum + norm_offset) norm_factor
+  bool searchable;                    // at least one code is finite
+  float quadratic, linear, constant;  // slack = quadratic Y^2 + linear Y + constant
+  float norm_factor, norm_offset;     // Y^2 <= (sum + norm_offset) norm_factor
 };
 
 struct Nearest {
@@ -64,23 +64,23 @@ struct Nearest {
   void* distances;   // (R1, R2, G): float, or double for float64 rows
 
   // Filled in by the preparation; leading axes G and K, G and chunks, G and panels.
-  bool copies_codes;       // the given codes do not serve: they are strided, or not of unit length
-  void* code_rows;         // (G, K, D), the codes as the oracle reads them
+  bool copies_codes;  // the given codes do not serve: they are strided, or not of unit length
+  void* code_rows;    // (G, K, D), the codes as the oracle reads them
   int64_t code_group_stride;
-  uint8_t* excluded;       // (G, K): a non-finite entry
-  uint8_t* repeated;       // (G, K): excluded, or equal to a code before it
-  uint32_t* hashes;        // (G, K)
-  double* chunk_sums;      // (G, chunks, D)
-  float* chunk_largest;    // (G, chunks): largest |c_d|
-  double* chunk_square;    // (G, chunks): largest |c|^2
-  int64_t* chunk_finite;   // (G, chunks): codes counted in the sums
-  float* mean;             // (G, padded D): m
-  float* row_shift;        // (G, padded D): what rows are centred by: m, or zeros for dot
-  float* packed;           // (G, packed_size)
-  float* panel_square;     // (G, panels): largest |e^|^2
+  uint8_t* excluded;      // (G, K): a non-finite entry
+  uint8_t* repeated;      // (G, K): excluded, or equal to a code before it
+  uint32_t* hashes;       // (G, K)
+  double* chunk_sums;     // (G, chunks, D)
+  float* chunk_largest;   // (G, chunks): largest |c_d|
+  double* chunk_square;   // (G, chunks): largest |c|^2
+  int64_t* chunk_finite;  // (G, chunks): codes counted in the sums
+  float* mean;            // (G, padded D): m
+  float* row_shift;       // (G, padded D): what rows are centred by: m, or zeros for dot
+  float* packed;          // (G, packed_size)
+  float* panel_square;    // (G, panels): largest |e^|^2
   GroupCodes* groups;
   int64_t chunks, panels, padded_dim, packed_size;
-  int32_t* hash_slots;     // (workers, slot_count)
+  int32_t* hash_slots;  // (workers, slot_count)
   int64_t slot_count;
 
   FASTVQ_INLINE bool is_double() const { return x.dtype == DType::float64; }
@@ -98,7 +98,8 @@ struct NearestKernels {
   void (*bound_codes)(const Nearest&, int64_t group);
   int64_t (*block_rows)(const Nearest&, int workers);
   int64_t (*scratch_bytes)(const Nearest&, int64_t block_rows);
-  void (*search)(const Nearest&, int64_t group, int64_t first_row, int64_t last_row, int64_t block_rows, char* scratch);
+  void (*search)(const Nearest&, int64_t group, int64_t first_row, int64_t last_row, int64_t block_rows,
+                 char* scratch);
 };
 
 // Runs the search with the chosen instruction set's kernels on torch's threads.

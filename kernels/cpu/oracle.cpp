@@ -7,10 +7,10 @@
 namespace fastvq::cpu::FASTVQ_ISA {
 namespace {
 
-constexpr int WIDTH = LANES / 2;      // float64 lanes
-constexpr int VECTORS = 2;            // vectors of codes held at once
+constexpr int WIDTH = LANES / 2;  // float64 lanes
+constexpr int VECTORS = 2;        // vectors of codes held at once
 constexpr int PANEL = WIDTH * VECTORS;
-constexpr int ROWS = 4;               // rows held at once
+constexpr int ROWS = 4;  // rows held at once
 
 FASTVQ_INLINE bool precedes(double cost, int64_t code, const Winner& other) {
   return cost < other.cost || (cost == other.cost && code < other.code);
@@ -42,7 +42,8 @@ FASTVQ_INLINE void panel_costs(const double* const (&rows)[ROWS], int64_t dim, c
 
 // PANEL codes from `first` on as float64, d-major; NaN, which is never nearest, where there is none.
 template <class Code>
-void fill_panel(const void* all, int64_t dim, int64_t code_count, const uint8_t* excluded, int64_t first, double* panel) {
+void fill_panel(const void* all, int64_t dim, int64_t code_count, const uint8_t* excluded, int64_t first,
+                double* panel) {
   for (int lane = 0; lane < PANEL; ++lane) {
     const int64_t code = first + lane;
     const bool absent = code >= code_count || (excluded && excluded[code]);
@@ -82,7 +83,8 @@ void scan(const double* rows, int count, int64_t dim, const void* codes, FillPan
     winners[r] = {HUGE_VAL, -1};
     for (int v = 0; v < VECTORS; ++v)
       for (int lane = 0; lane < WIDTH; ++lane)
-        if (where[r][v][lane] >= 0 && (winners[r].code < 0 || precedes(best[r][v][lane], where[r][v][lane] + lane, winners[r])))
+        if (where[r][v][lane] >= 0 &&
+            (winners[r].code < 0 || precedes(best[r][v][lane], where[r][v][lane] + lane, winners[r])))
           winners[r] = {best[r][v][lane], where[r][v][lane] + lane};
   }
 }
@@ -148,7 +150,8 @@ void unit_rows(const T* rows, int64_t row_stride, int64_t count, int64_t dim, T*
   }
 }
 
-template void scan_codes<float>(const double*, int, int64_t, const float*, int64_t, const uint8_t*, bool, double*, Winner*);
+template void scan_codes<float>(const double*, int, int64_t, const float*, int64_t, const uint8_t*, bool, double*,
+                                Winner*);
 template void scan_codes<double>(const double*, int, int64_t, const double*, int64_t, const uint8_t*, bool, double*,
                                  Winner*);
 template void unit_rows<float>(const float*, int64_t, int64_t, int64_t, float*, int64_t);

@@ -18,8 +18,8 @@ constexpr int SCAN_ROWS = 16;  // rows that one scan takes at most
 // The best of `count` listed codes for one row; of equal costs the lowest index.
 Winner best_candidate(const float* row, const float* codes, int64_t dim, bool l2, const int32_t* list, int count);
 
-// The best of all codes that are not excluded (null: none is), for up to SCAN_ROWS rows of float64 values, (count, dim) contiguous.
-// `scratch` holds scan_scratch(dim) doubles. Instantiated for float and double codes.
+// The best of all codes that are not excluded (null: none is), for up to SCAN_ROWS rows of float64 values, (count,
+// dim) contiguous. `scratch` holds scan_scratch(dim) doubles. Instantiated for float and double codes.
 template <class Code>
 void scan_codes(const double* rows, int count, int64_t dim, const Code* codes, int64_t code_count,
                 const uint8_t* excluded, bool l2, double* scratch, Winner* winners);

@@ -21,19 +21,19 @@ constexpr int TILE = 8, VECTORS = 3;
 constexpr int TILE = 4, VECTORS = 3;
 #endif
 constexpr int PANEL = VECTORS * LANES;
-constexpr int64_t BLOCK_ROWS = 96;             // rows that share one walk over the codes
-constexpr int64_t BLOCK_BYTES = 192 * 1024;    // of row tiles, which stay in the second-level cache
+constexpr int64_t BLOCK_ROWS = 96;           // rows that share one walk over the codes
+constexpr int64_t BLOCK_BYTES = 192 * 1024;  // of row tiles, which stay in the second-level cache
 
 struct PanelScratch {
   BlockRows rows;
-  float* tiles;         // (block / TILE, D, TILE)
-  float* squares;       // (block)
-  float* best;          // (block, LANES)
-  float* second;        // (block, LANES)
-  int32_t* where;       // (block, LANES): the vector of codes that held the best
-  float* tops;          // (block), rounded up to LANES: each row's best score
-  float* thresholds;    // (block), the same
-  int32_t* listed;      // (TILE, LISTED)
+  float* tiles;       // (block / TILE, D, TILE)
+  float* squares;     // (block)
+  float* best;        // (block, LANES)
+  float* second;      // (block, LANES)
+  int32_t* where;     // (block, LANES): the vector of codes that held the best
+  float* tops;        // (block), rounded up to LANES: each row's best score
+  float* thresholds;  // (block), the same
+  int32_t* listed;    // (TILE, LISTED)
   ScanQueue queue;
 
   int64_t lay_out(char* base, const Nearest& call, int64_t block) {
@@ -111,16 +111,17 @@ static void list_candidates(int64_t dim, const float* tile, const float* panel, 
       }
 }
 
-// One tile: TILE rows, centred and scaled, d-major, and the sums of their squares. `rows` goes on for `ahead` rows.
+// One tile: the first TILE of `count` rows (the last one again where they are fewer), centred and scaled, d-major,
+// and the sums of their squares.
 static void pack_tile(const Nearest& call, const GroupCodes& codes, const float* shift, const float* const* rows,
-                      int count, int ahead, float* tile, float* squares) {
+                      int count, float* tile, float* squares) {
   const int64_t dim = call.x.dim;
   for (int r0 = 0; r0 < TILE; r0 += 4) {
     Quad square[4] = {};
     const float *row[4], *next[4];  // the next four rows are fetched meanwhile: they come from memory
     for (int i = 0; i < 4; ++i) {
       row[i] = rows[r0 + i < count ? r0 + i : count - 1];
-      next[i] = rows[r0 + 4 + i < ahead ? r0 + 4 + i : ahead - 1];
+      next[i] = rows[r0 + 4 + i < count ? r0 + 4 + i : count - 1];
     }
     for (int64_t d = 0; d < dim; d += 4) {
       const Quad m = load_quad(shift, d, dim);
@@ -139,12 +140,12 @@ static void pack_tile(const Nearest& call, const GroupCodes& codes, const float*
   }
 }
 
-static const float* panel_at(const Nearest& call, int64_t group, int64_t panel) {
+static float* panel_at(const Nearest& call, int64_t group, int64_t panel) {
   return call.packed + group * call.packed_size + panel * (call.x.dim + 1) * PANEL;
 }
 
 static void pack_panel(const Nearest& call, int64_t group, int64_t panel) {
-  float* to = const_cast<float*>(panel_at(call, group, panel));
+  float* to = panel_at(call, group, panel);
   double largest = 0;
   for (int lane = 0; lane < PANEL; lane += 4) {
     const double square = centre_four(call, group, panel * PANEL + lane, to + lane, [&](int64_t d, Quad(&q)[4]) {
@@ -173,7 +174,8 @@ static void settle_tile(const Nearest& call, int64_t group, int tile, uint32_t d
       queue_scan(call, group, s.rows.numbers[first + r], row, s.queue);
       continue;
     }
-    const Winner winner = best_candidate(row, call.float_codes(group), call.x.dim, l2, s.listed + r * LISTED, counts[r]);
+    const Winner winner =
+        best_candidate(row, call.float_codes(group), call.x.dim, l2, s.listed + r * LISTED, counts[r]);
     write_row<float>(call, group, s.rows.numbers[first + r], winner.code, winner.cost);
   }
 }
@@ -203,7 +205,8 @@ static bool finish_row(const Nearest& call, int64_t group, int r, PanelScratch& 
   return false;
 }
 
-static void search_panels(const Nearest& call, int64_t group, int64_t first, int64_t last, int64_t block, char* scratch) {
+static void search_panels(const Nearest& call, int64_t group, int64_t first, int64_t last, int64_t block,
+                          char* scratch) {
   PanelScratch s;
   s.lay_out(scratch, call, block);
   const int64_t dim = call.x.dim;
@@ -214,8 +217,8 @@ static void search_panels(const Nearest& call, int64_t group, int64_t first, int
   const float* shift = call.row_shift + group * call.padded_dim;
   const int tiles = static_cast<int>(ceil_div(count, TILE));
   for (int t = 0; t < tiles; ++t)
-    pack_tile(call, codes, shift, s.rows.at + t * TILE, count - t * TILE < TILE ? count - t * TILE : TILE, count - t * TILE,
-              s.tiles + t * dim * TILE, s.squares + t * TILE);
+    pack_tile(call, codes, shift, s.rows.at + t * TILE, count - t * TILE, s.tiles + t * dim * TILE,
+              s.squares + t * TILE);
   for (int64_t i = 0; i < int64_t{tiles} * TILE * LANES; i += LANES) {
     store(s.best + i, splat(-HUGE_VALF));
     store(s.second + i, splat(-HUGE_VALF));

@@ -14,8 +14,8 @@ extern "C" int32_t torch_parallel_for(int64_t begin, int64_t end, int64_t grain_
 namespace fastvq::cpu {
 namespace {
 
-// Denormals as IEEE 754 has them while the kernels run, whatever torch.set_flush_denormal says on this thread: it need
-// not say the same on all threads.
+// Denormals as IEEE 754 has them while the kernels run, whatever torch.set_flush_denormal says on this thread: it
+// need not say the same on all threads.
 class KeepDenormals {
 #if defined(__SSE__)
  public:
@@ -35,7 +35,8 @@ struct Loop {
 
   void work(int worker) {
     [[maybe_unused]] const KeepDenormals guard;
-    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < count;) function(context, task, worker);
+    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < count;)
+      function(context, task, worker);
   }
 };
 
@@ -49,7 +50,9 @@ int thread_count() {
 void run_tasks(int64_t count, int workers, TaskFunction function, void* context) {
   Loop loop{count, function, context};
   if (count < workers) workers = static_cast<int>(count);
-  const auto run = [](int64_t first, int64_t, void* loop) { static_cast<Loop*>(loop)->work(static_cast<int>(first)); };
+  const auto run = [](int64_t first, int64_t, void* loop) {
+    static_cast<Loop*>(loop)->work(static_cast<int>(first));
+  };
   // One range per worker; where torch runs the loop serially, the first range takes every task.
   if (workers <= 1 || torch_parallel_for(0, workers, 1, run, &loop) != 0) loop.work(0);
 }

@@ -10,13 +10,14 @@
 
 namespace fastvq::cpu::FASTVQ_ISA {
 
-constexpr int LISTED = 64;             // candidates a row can list before the oracle scans every code
+constexpr int LISTED = 64;               // candidates a row can list before the oracle scans every code
 constexpr float LARGEST_SQUARE = 1e36f;  // of Y: beyond, the coarse pass could overflow
 
 // The largest coarse score at which a code is out of the question, rounded down; one row a lane.
 FASTVQ_INLINE Floats threshold(const GroupCodes& codes, Floats best, Floats square) {
   square = (square + splat(codes.norm_offset)) * splat(codes.norm_factor);
-  const Floats slack = splat(codes.quadratic) * square + splat(codes.linear) * square_root(square) + splat(codes.constant);
+  const Floats slack =
+      splat(codes.quadratic) * square + splat(codes.linear) * square_root(square) + splat(codes.constant);
   const Floats lowest = best - slack;
   return lowest - magnitude(lowest) * splat(0x1p-22f) - splat(0x1p-126f);
 }
@@ -50,7 +51,8 @@ FASTVQ_INLINE double cost_of(const float* row, const float* code, int64_t dim, b
   }
   double sum = 0;
   for (int lane = 0; lane < LANES / 2; ++lane) sum += sums[lane];
-  for (; d < dim; ++d) sum += l2 ? (double(row[d]) - code[d]) * (double(row[d]) - code[d]) : -(double(row[d]) * code[d]);
+  for (; d < dim; ++d)
+    sum += l2 ? (double(row[d]) - code[d]) * (double(row[d]) - code[d]) : -(double(row[d]) * code[d]);
   return sum;
 }
 
@@ -84,7 +86,8 @@ static void queue_scan(const Nearest& call, int64_t group, int64_t row_number, c
 }
 
 // A row too large for the coarse pass, or not finite.
-FASTVQ_INLINE void scan_or_drop(const Nearest& call, int64_t group, int64_t number, const float* row, ScanQueue& queue) {
+FASTVQ_INLINE void scan_or_drop(const Nearest& call, int64_t group, int64_t number, const float* row,
+                                ScanQueue& queue) {
   if (all_finite(row, call.x.dim)) queue_scan(call, group, number, row, queue);
   else write_row<float>(call, group, number, -1, 0);
 }

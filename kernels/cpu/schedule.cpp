@@ -28,9 +28,7 @@ class Ranges {
   explicit Ranges(int workers) : memory_(workers * LINE), workers_(workers) {
     for (int worker = 0; worker < workers; ++worker) new (memory_.start() + worker * LINE) IndexRange;
   }
-  IndexRange& operator[](int worker) const {
-    return *reinterpret_cast<IndexRange*>(memory_.start() + worker * LINE);
-  }
+  IndexRange& operator[](int worker) const { return *reinterpret_cast<IndexRange*>(memory_.start() + worker * LINE); }
   int64_t outside(int64_t codes) const {
     IndexRange seen;
     for (int worker = 0; worker < workers_; ++worker) {
@@ -46,7 +44,7 @@ class Ranges {
   int workers_;
 };
 
-constexpr int64_t GROUPS_TOGETHER = 8;    // eight int64 indices are one cache line
+constexpr int64_t GROUPS_TOGETHER = 8;     // eight int64 indices are one cache line
 constexpr int64_t SERIAL_FLOPS = 200'000;  // below this, waking a thread costs more than it saves
 
 int workers_for(double flops) { return flops < SERIAL_FLOPS ? 1 : thread_count(); }

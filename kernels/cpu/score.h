@@ -2,7 +2,8 @@
 //
 // AVX-512 takes intrinsics, since its comparisons live in mask registers and GCC 12 keeps the operands of the vector
 // extension's version on the stack (half the speed). The other instruction sets take the vector extension; files
-// that include this are compiled with -ffp-contract=fast, so that a * b + c becomes one instruction where there is one.
+// that include this are compiled with -ffp-contract=fast, so that a * b + c becomes one instruction where there is
+// one.
 #pragma once
 
 #include "simd.h"

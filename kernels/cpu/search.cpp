@@ -25,9 +25,7 @@ void plan(Nearest& call) {
       call.panels = call.packed_size = 0;
       call.padded_dim = dim;
       break;
-    case Kind::direct:
-      call.chunks = call.panels = call.packed_size = call.padded_dim = 0;
-      break;
+    case Kind::direct: call.chunks = call.panels = call.packed_size = call.padded_dim = 0; break;
     case Kind::lanes:
       call.panels = call.chunks;
       call.padded_dim = padded_dim(dim);
@@ -124,7 +122,7 @@ void search(const Nearest& call, int64_t group, int64_t first, int64_t last, int
 }  // namespace
 
 extern const NearestKernels nearest_kernels;
-const NearestKernels nearest_kernels{plan,       read_codes,    centre_codes, pack_codes, bound_codes,
-                                     block_rows, scratch_bytes, search};
+const NearestKernels nearest_kernels{plan,        read_codes, centre_codes,  pack_codes,
+                                     bound_codes, block_rows, scratch_bytes, search};
 
 }  // namespace fastvq::cpu::FASTVQ_ISA

@@ -23,8 +23,9 @@ void sum_slice_of(const SegmentSum& call, int64_t group, int64_t slice, char* sc
   double values[SLICE] = {};
   for (int64_t r1 = 0; r1 < x.rows1; ++r1)
     for (int64_t r2 = 0; r2 < x.rows2; ++r2) {
-      const int64_t code = call.indices.data[group * call.indices.group_stride + r1 * call.indices.stride1 +
-                                             r2 * call.indices.stride2];
+      const int64_t code =
+          call.indices
+              .data[group * call.indices.group_stride + r1 * call.indices.stride1 + r2 * call.indices.stride2];
       if (code < 0 || code >= call.codes) {
         seen.include(code);
         continue;
