@@ -1,53 +1,11 @@
-// Cuts every op into tasks for torch's threads and gives each worker its scratch memory.
-#include <cstdlib>
-#include <new>
-
+// Cuts search, lookup and update into tasks for torch's threads and gives each worker its scratch memory.
 #include "isa.h"
-#include "parallel.h"
+#include "workers.h"
 
 namespace fastvq::cpu {
 namespace {
 
-class Memory {
- public:
-  explicit Memory(int64_t bytes) : start_(static_cast<char*>(std::aligned_alloc(64, round_up(bytes + 64, 64)))) {
-    if (!start_) throw std::bad_alloc();
-  }
-  ~Memory() { std::free(start_); }
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-  char* start() const { return start_; }
-
- private:
-  char* start_;
-};
-
-// One range of indices per worker, a cache line apart.
-class Ranges {
- public:
-  explicit Ranges(int workers) : memory_(workers * LINE), workers_(workers) {
-    for (int worker = 0; worker < workers; ++worker) new (memory_.start() + worker * LINE) IndexRange;
-  }
-  IndexRange& operator[](int worker) const { return *reinterpret_cast<IndexRange*>(memory_.start() + worker * LINE); }
-  int64_t outside(int64_t codes) const {
-    IndexRange seen;
-    for (int worker = 0; worker < workers_; ++worker) {
-      seen.include((*this)[worker].low);
-      seen.include((*this)[worker].high);
-    }
-    return seen.outside(codes);
-  }
-
- private:
-  static constexpr int64_t LINE = 64;
-  Memory memory_;
-  int workers_;
-};
-
-constexpr int64_t GROUPS_TOGETHER = 8;     // eight int64 indices are one cache line
-constexpr int64_t SERIAL_FLOPS = 200'000;  // below this, waking a thread costs more than it saves
-
-int workers_for(double flops) { return flops < SERIAL_FLOPS ? 1 : thread_count(); }
+constexpr int64_t GROUPS_TOGETHER = 8;  // eight int64 indices are one cache line
 
 // Takes the arrays of a prepared search from memory at `base`; returns the bytes they need.
 int64_t lay_out(Nearest& call, char* base, int workers) {
@@ -117,19 +75,6 @@ void nearest(Nearest& call) {
     for (int64_t group = task % parts * together; group < groups && group < (task % parts + 1) * together; ++group)
       isa.search(call, group, first, last, block, scratch.start() + worker * scratch_bytes);
   });
-}
-
-int64_t segment_sum(const SegmentSum& call) {
-  const SegmentKernels& isa = *kernels().segment;
-  const int64_t groups = call.x.groups, slices = ceil_div(call.x.dim, SLICE);
-  const int workers = workers_for(double(groups) * double(call.x.rows()) * double(call.x.dim));
-  const int64_t scratch_bytes = isa.scratch_bytes(call);
-  const Memory scratch(workers * scratch_bytes);
-  const Ranges seen(workers);
-  run_tasks(groups * slices, workers, [&](int64_t task, int worker) {
-    isa.sum_slice(call, task / slices, task % slices, scratch.start() + worker * scratch_bytes, seen[worker]);
-  });
-  return seen.outside(call.codes);
 }
 
 int64_t lookup(const Lookup& call) {

@@ -9,6 +9,8 @@ namespace {
 constexpr int WIDTH = LANES / 2;
 typedef float Narrow __attribute__((vector_size(2 * LANES)));
 
+constexpr int COLUMNS = 8 * WIDTH;  // of one code, summed in registers
+
 // Sums one slice of `width` columns, padded to `step` doubles a code. Whole vectors of float32 are read in place.
 template <class Source, class Out>
 void sum_slice_of(const SegmentSum& call, int64_t group, int64_t slice, char* scratch, IndexRange& seen) {
@@ -51,22 +53,85 @@ void sum_slice_of(const SegmentSum& call, int64_t group, int64_t slice, char* sc
       static_cast<Out*>(call.counts)[group * call.codes + k] = static_cast<Out>(counts[k]);
 }
 
-int64_t scratch_bytes(const SegmentSum& call) {
+// WIDTH values, or the `count` first of them and zeros, as float64.
+template <class Source>
+FASTVQ_INLINE Doubles load_wide(const Source* from, int64_t count) {
+  if (count >= WIDTH) {
+    if constexpr (sizeof(Source) == 4) return __builtin_convertvector(load<Narrow>(from), Doubles);
+    if constexpr (sizeof(Source) == 8) return load<Doubles>(from);
+  }
+  double values[WIDTH] = {};
+  for (int64_t d = 0; d < WIDTH && d < count; ++d) values[d] = widen(from[d]);
+  return load<Doubles>(values);
+}
+
+// Sums COLUMNS columns of one code's rows in registers. The rows lie anywhere: those to come are fetched ahead.
+template <class Source, class Out>
+void sum_columns(const Source* x, const int64_t* offsets, int64_t count, int64_t columns, Out* out) {
+  constexpr int64_t AHEAD = 6;
+  constexpr int64_t LINE = 64 / sizeof(Source);
+  Doubles sums[COLUMNS / WIDTH] = {};
+  for (int64_t i = 0; i < count; ++i) {
+    const Source* row = x + offsets[i];
+    const Source* later = x + offsets[i + AHEAD < count ? i + AHEAD : count - 1];
+    for (int64_t d = 0; d < columns; d += LINE) __builtin_prefetch(later + d);
+    if (columns == COLUMNS) {
+#pragma GCC unroll 16
+      for (int v = 0; v < COLUMNS / WIDTH; ++v) sums[v] += load_wide(row + v * WIDTH, WIDTH);
+    } else {
+      for (int64_t d = 0; d < columns; d += WIDTH) sums[d / WIDTH] += load_wide(row + d, columns - d);
+    }
+  }
+  double values[COLUMNS];
+  for (int v = 0; v < COLUMNS / WIDTH; ++v) store(values + v * WIDTH, sums[v]);
+  for (int64_t d = 0; d < columns; ++d) out[d] = static_cast<Out>(values[d]);
+}
+
+template <class Source, class Out>
+void sum_codes_of(const SegmentSum& call, const CodeOrder& order, int64_t group, int64_t first, int64_t last) {
+  const int64_t dim = call.x.dim, codes = call.codes;
+  const int64_t* starts = order.starts + group * (codes + 1);
+  const int64_t* offsets = order.offsets + group * call.x.rows();
+  const auto* x = static_cast<const Source*>(call.x.data);
+  for (int64_t k = first; k < last; ++k) {
+    const int64_t count = starts[k + 1] - starts[k];
+    Out* out = static_cast<Out*>(call.sums) + (group * codes + k) * dim;
+    for (int64_t d = 0; d < dim; d += COLUMNS)
+      sum_columns(x + d, offsets + starts[k], count, dim - d < COLUMNS ? dim - d : COLUMNS, out + d);
+    static_cast<Out*>(call.counts)[group * codes + k] = static_cast<Out>(count);
+  }
+}
+
+int64_t slice_scratch_bytes(const SegmentSum& call) {
   return round_up(call.codes * (round_up(call.x.dim < SLICE ? call.x.dim : SLICE, WIDTH) + 1) * 8, 64);
 }
 
-void sum_slice(const SegmentSum& call, int64_t group, int64_t slice, char* scratch, IndexRange& seen) {
-  switch (call.x.dtype) {
-    case DType::float32: return sum_slice_of<float, float>(call, group, slice, scratch, seen);
-    case DType::float64: return sum_slice_of<double, double>(call, group, slice, scratch, seen);
-    case DType::float16: return sum_slice_of<Half, float>(call, group, slice, scratch, seen);
-    case DType::bfloat16: return sum_slice_of<BFloat16, float>(call, group, slice, scratch, seen);
+// The dtypes of rows, and of sums.
+template <class Function>
+void with_types(DType dtype, Function&& function) {
+  switch (dtype) {
+    case DType::float32: return function(float{}, float{});
+    case DType::float64: return function(double{}, double{});
+    case DType::float16: return function(Half{}, float{});
+    case DType::bfloat16: return function(BFloat16{}, float{});
   }
+}
+
+void sum_slice(const SegmentSum& call, int64_t group, int64_t slice, char* scratch, IndexRange& seen) {
+  with_types(call.x.dtype, [&](auto source, auto out) {
+    sum_slice_of<decltype(source), decltype(out)>(call, group, slice, scratch, seen);
+  });
+}
+
+void sum_codes(const SegmentSum& call, const CodeOrder& order, int64_t group, int64_t first, int64_t last) {
+  with_types(call.x.dtype, [&](auto source, auto out) {
+    sum_codes_of<decltype(source), decltype(out)>(call, order, group, first, last);
+  });
 }
 
 }  // namespace
 
 extern const SegmentKernels segment_kernels;
-const SegmentKernels segment_kernels{scratch_bytes, sum_slice};
+const SegmentKernels segment_kernels{slice_scratch_bytes, sum_slice, sum_codes};
 
 }  // namespace fastvq::cpu::FASTVQ_ISA

@@ -1,8 +1,10 @@
 // Sums the rows of each code: sums[g, k] = sum of x[g, row] with indices[g, row] = k, and counts[g, k].
 //
-// One task owns SLICE columns of one group and walks all rows in order, so that the sums do not depend on the number
-// of threads, need no atomics and no sorting, and equal the reference's: float64 accumulation, n ascending, one final
-// rounding. Bytes moved: x once (a slice is a whole cache line of float32), the indices once per slice.
+// Every sum has one owner that adds its rows in order, so that results do not depend on the number of threads, need
+// no atomics, and equal the reference's: float64 accumulation, rows ascending, one final rounding. Wide rows are
+// listed by code first (a counting sort); one task then owns the codes of a range and reads each row once, whole.
+// Narrow or strided rows are cheaper to add where they belong: one task owns SLICE columns of a group and walks all
+// its rows.
 #pragma once
 
 #include "common.h"
@@ -30,9 +32,18 @@ struct SegmentSum {
   void* counts;  // (G, K)
 };
 
+// The rows of each group by code. Each chunk of rows counts and places its own, so chunks need not wait for another.
+struct CodeOrder {
+  int64_t chunks, chunk_rows;
+  int64_t* places;   // (G, chunks, K): how many rows of the code the chunk has, then where its next one goes
+  int64_t* starts;   // (G, K + 1)
+  int64_t* offsets;  // (G, rows): of x, in elements
+};
+
 struct SegmentKernels {
-  int64_t (*scratch_bytes)(const SegmentSum&);
+  int64_t (*slice_scratch_bytes)(const SegmentSum&);
   void (*sum_slice)(const SegmentSum&, int64_t group, int64_t slice, char* scratch, IndexRange& seen);
+  void (*sum_codes)(const SegmentSum&, const CodeOrder&, int64_t group, int64_t first_code, int64_t last_code);
 };
 
 // Returns the index to complain about, or -1 where all were in range.
