@@ -145,22 +145,42 @@ class Codebook(nn.Module):
         rows = x.shape[1] * x.shape[2]
         if isinstance(dead_rule, AbsoluteUsage) and dead_rule.threshold > 0 and rows < 4 * self.codebook_size:
             self._warn_of_absolute_threshold(rows)
-        # On a CPU the question costs nothing; elsewhere it would be a sync, so rows are drawn every time.
-        if dead.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(dead.any()):
+        holes = (indices < 0).any(0)
+        if dead.device.type != "cpu" or torch.compiler.is_compiling():
+            self._replace_dense_(dead, x, ~holes)
             return
-        self._replace_(dead, x, (indices >= 0).all(0))
+        # On a CPU looking at the codes costs no sync, so that only the dead ones are touched.
+        group, code = dead.nonzero(as_tuple=True)
+        if len(group) and not bool(holes.all()):
+            self._replace_(group, code, x, ~holes if bool(holes.any()) else None)
 
-    def _replace_(self, dead: Tensor, x: Tensor, valid: Tensor) -> None:
-        rule = self.rules.dead
-        assert rule is not None
-        drawn = sampling.draw_rows(x, valid, self.codebook_size).to(self.codebook.dtype)
+    def _replace_(self, group: Tensor, code: Tensor, x: Tensor, valid: Tensor | None) -> None:
+        """Puts random rows in the place of the named codes."""
+        drawn = sampling.random_rows(x, valid, group).to(self.codebook.dtype)
+        size = self._reset_size().expand_as(self.cluster_size)[group, code]
+        finite = drawn.isfinite().all(-1)
+        group, code, drawn, size = group[finite], code[finite], drawn[finite], size[finite]
+        self.cluster_size[group, code] = size
+        self.codebook[group, code] = drawn
+        self.embed_sum[group, code] = drawn * size.unsqueeze(-1)
+
+    def _replace_dense_(self, dead: Tensor, x: Tensor, valid: Tensor) -> None:
+        """The same for a mask of codes, without asking the device how many there are."""
+        group = torch.arange(self.groups, device=dead.device).unsqueeze(-1).expand(dead.shape)
+        drawn = sampling.random_rows(x, valid, group).to(self.codebook.dtype)
         dead = dead & drawn.isfinite().all(-1) & valid.any()
-        size = self.cluster_size.mean(-1, keepdim=True) * rule.reset if rule.relative else rule.reset
-        size = torch.as_tensor(size, device=dead.device, dtype=self.codebook.dtype).expand(dead.shape)
+        size = self._reset_size().expand_as(self.cluster_size)
         self.cluster_size.copy_(torch.where(dead, size, self.cluster_size))
         dead, size = dead.unsqueeze(-1), size.unsqueeze(-1)
         self.codebook.copy_(torch.where(dead, drawn, self.codebook))
         self.embed_sum.copy_(torch.where(dead, drawn * size, self.embed_sum))
+
+    def _reset_size(self) -> Tensor:
+        """The cluster size of a replaced code, (G, 1)."""
+        rule = self.rules.dead
+        assert rule is not None
+        mean = self.cluster_size.mean(-1, keepdim=True)
+        return mean * rule.reset if rule.relative else torch.full_like(mean, rule.reset)
 
     def _warn_of_absolute_threshold(self, rows: int) -> None:
         if not getattr(self, "_warned", False) and not torch.compiler.is_compiling():

@@ -47,3 +47,25 @@ def draw_rows(x: Tensor, valid: Tensor | None, count: int, generator: torch.Gene
     floor = 0.01 * wide.abs().mean(dim=1, keepdim=True) + 1e-6  # for rows that are all alike
     spread = wide.std(dim=1, keepdim=True, correction=0).maximum(floor).to(x.dtype)
     return torch.where((width == 0).unsqueeze(-1), drawn + 0.01 * spread * noise, drawn)
+
+
+def random_rows(x: Tensor, valid: Tensor | None, group: Tensor) -> Tensor:
+    """A valid row, drawn at random, of each of the named groups.
+
+    Args:
+        x: (G, R1, R2, D).
+        valid: (R1, R2) bool or None for all.
+        group: (...) int64 in [0, G).
+
+    Returns:
+        (..., D) in x's dtype, detached.
+    """
+    rows1, rows2 = x.shape[1:3]
+    u = torch.rand(group.shape, device=x.device)
+    if valid is None:
+        position = (u * (rows1 * rows2)).long().clamp_max(rows1 * rows2 - 1)
+    else:
+        number = valid.sum()
+        position = (u * number).long().minimum(number - 1).clamp_min(0)
+        position = torch.argsort((~valid.reshape(-1)).to(torch.uint8), stable=True)[position]
+    return x.detach()[group, position // rows2, position % rows2]

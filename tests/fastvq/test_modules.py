@@ -169,15 +169,18 @@ def test_initialisation_from_data(init, rows):
     assert first.loss < x.var() if rows > 1 else first.loss < 1e-3
 
 
-def test_dead_codes_are_replaced_by_rows():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_dead_codes_are_replaced_by_rows(compiled):
+    """Eager on a CPU only the dead codes are touched; compiled, as on a GPU, a mask decides."""
     torch.manual_seed(0)
     rules = CodebookRules(init=None, update=EMA(0.5), dead=RelativeUsage(0.1))
     vq = VectorQuantize(2, 8, rules=rules).train()
     vq.codebooks.codebook.fill_(100)
     vq.codebooks.codebook[0, 0] = 0
     vq.codebooks.embed_sum.copy_(vq.codebook)
+    step = torch.compile(vq, fullgraph=True, backend="eager") if compiled else vq
     for _ in range(40):
-        out = vq(torch.randn(64, 2))
+        out = step(torch.randn(64, 2))
     assert vq.codebook.abs().max() < 10
     assert metrics.utilisation(metrics.code_counts(out.indices.unsqueeze(-1), 8)) == 1
 
