@@ -6,7 +6,7 @@ batches and take turns. ``train-step`` rows time data, forward, backward and opt
 quantizer alone, forward and backward, inside those very steps.
 
 The peer is set up as its users would for this model: ``GroupedResidualVQ`` with one quantizer a group, k-means
-initialisation, EMA 0.99, the same commitment weight and the dead-code threshold that equals ours (a tenth of the
+initialisation, EMA 0.99, the same commitment weight and the dead-code threshold that equals ours (a share of the
 mean number of rows a code).
 """
 

@@ -159,7 +159,8 @@ class Codebook(nn.Module):
         drawn = sampling.random_rows(x, valid, group).to(self.codebook.dtype)
         size = self._reset_size().expand_as(self.cluster_size)[group, code]
         finite = drawn.isfinite().all(-1)
-        group, code, drawn, size = group[finite], code[finite], drawn[finite], size[finite]
+        if not bool(finite.all()):
+            group, code, drawn, size = group[finite], code[finite], drawn[finite], size[finite]
         self.cluster_size[group, code] = size
         self.codebook[group, code] = drawn
         self.embed_sum[group, code] = drawn * size.unsqueeze(-1)
