@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +42,11 @@ SHAPES = (
     Shape("c", 64, 2048, 512, 8),
     Shape("e", 1, 8192, 8192, 32),
 )
+
+
+def ours(x: Tensor, codebook: Tensor, *, precision: str = "exact", impl: str = "auto") -> Tensor:
+    """The op under test."""
+    return F.nearest(x, codebook, precision=precision, impl=impl).indices
 
 
 def textbook(x: Tensor, codebook: Tensor) -> Tensor:
@@ -103,16 +109,16 @@ def run(shapes: tuple[Shape, ...], reps: int) -> list[Row]:
         x = torch.randn(shape.N, shape.G, shape.D).transpose(0, 1)
         dense = x.contiguous()  # peers get the layout that suits them
         calls: dict[str, Callable[[], Tensor]] = {
-            f"{name} exact": lambda x=x, c=codebook: F.nearest(x, c).indices,
-            f"{name} fast": lambda x=x, c=codebook: F.nearest(x, c, precision="fast").indices,
-            "tiled exact": lambda x=x, c=codebook: F.nearest(x, c, impl="tiled").indices,
-            "torch textbook": lambda x=dense, c=codebook: textbook(x, c),
-            "torch baddbmm": lambda x=dense, c=codebook: folded(x, c),
-            "torch cdist": lambda x=dense, c=codebook: cdist(x, c),
+            f"{name} exact": partial(ours, x, codebook),
+            f"{name} fast": partial(ours, x, codebook, precision="fast"),
+            "tiled exact": partial(ours, x, codebook, impl="tiled"),
+            "torch textbook": partial(textbook, dense, codebook),
+            "torch baddbmm": partial(folded, dense, codebook),
+            "torch cdist": partial(cdist, dense, codebook),
         }
         peer = vqp(shape, codebook)
         if peer is not None:
-            calls["vector-quantize-pytorch"] = lambda x=dense, c=codebook, p=peer: p(x, c)
+            calls["vector-quantize-pytorch"] = partial(peer, dense, codebook)
         with torch.no_grad():
             wrong = {key: excess(dense, codebook, call()) for key, call in calls.items()}
             if wrong[f"{name} exact"] or wrong["tiled exact"]:
@@ -120,7 +126,7 @@ def run(shapes: tuple[Shape, ...], reps: int) -> list[Row]:
             timings = interleave(calls, reps=reps)
         floor = 2e3 * shape.G * shape.N * shape.K * shape.D / rate if rate else None
         for key, timing in timings.items():
-            ours = key.split()[0] in (name, "tiled")
+            own = key.split()[0] in (name, "tiled")
             rows.append(
                 Row(
                     op="nearest",
@@ -132,10 +138,10 @@ def run(shapes: tuple[Shape, ...], reps: int) -> list[Row]:
                     D=shape.D,
                     Q=1,
                     dtype="float32",
-                    precision=key.split()[1] if ours else "",
-                    impl=key.split()[0] if ours else "",
-                    peer="" if ours else key,
-                    peer_version="" if ours else peer_version(key),
+                    precision=key.split()[1] if own else "",
+                    impl=key.split()[0] if own else "",
+                    peer="" if own else key,
+                    peer_version="" if own else peer_version(key),
                     reps=timing.reps,
                     median_ms=timing.median_ms,
                     p20_ms=timing.p20_ms,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 
@@ -18,7 +18,7 @@ class Timing(NamedTuple):
 
 
 def interleave(
-    contenders: dict[str, Callable[[], object]], *, reps: int = 9, seconds: float = 20.0
+    contenders: Mapping[str, Callable[[], object]], *, reps: int = 9, seconds: float = 20.0
 ) -> dict[str, Timing]:
     """Times each contender ``reps`` times, one call of each per round, after one warm-up round.
 

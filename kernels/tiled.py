@@ -20,6 +20,7 @@ Bytes moved: x and the codebook once per tile of rows; tiles are sized to stay i
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -174,7 +175,8 @@ def product_roundoff(codebook: Tensor) -> float:
     """The roundoff of a float32 matrix product under the user's settings: TF32 and bfloat16 are allowed for."""
     if codebook.dtype == torch.float64:
         return 2.0**-53
-    backend = torch.backends.cuda.matmul if codebook.is_cuda else torch.backends.mkldnn.matmul
+    library: Any = torch.backends.cuda if codebook.is_cuda else torch.backends.mkldnn
+    backend = library.matmul
     reduced = torch.get_float32_matmul_precision() != "highest" or getattr(backend, "fp32_precision", "none") not in (
         "none",
         "ieee",
