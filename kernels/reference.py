@@ -14,6 +14,7 @@ Results keep the rows outermost in memory: ``indices`` (G, R1, R2) is a view of 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,9 +32,16 @@ def unit_rows(x: Tensor) -> Tensor:
     square = torch.zeros(x.shape[:-1], dtype=torch.float64, device=x.device)
     for d in range(x.shape[-1]):
         square = square + x64[..., d] * x64[..., d]
-    norm = square.sqrt().unsqueeze(-1)
+    norm = square_root(square).unsqueeze(-1)
     unit = torch.where(norm == 0, torch.zeros_like(x64), x64 / norm)
     return unit if x.dtype == torch.float64 else unit.float()
+
+
+def square_root(x: Tensor) -> Tensor:
+    """Correctly rounded square roots. On a CPU they are NumPy's: torch's own are off by a bit for some float64."""
+    if x.device.type == "cpu":
+        return torch.from_numpy(np.asarray(np.sqrt(x.detach().numpy())))
+    return x.sqrt()
 
 
 def oracle_cost(x: Tensor, codebook: Tensor, metric: str) -> Tensor:

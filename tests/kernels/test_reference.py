@@ -1,5 +1,7 @@
 """The oracle itself, against small cases worked out by hand and against textbook formulas."""
 
+import math
+
 import pytest
 import torch
 
@@ -75,3 +77,9 @@ def test_lookup_sums_stages_left_to_right():
     assert reference.lookup(torch.zeros(1, 1, 1, 3, dtype=torch.int64), codebooks).item() == 0.0  # not 1.0
     assert reference.lookup(torch.tensor([[[[0, -1, 0]]]]), codebooks).item() == 0.0
     assert reference.lookup(torch.tensor([[[[-1, 0, -1]]]]), codebooks).item() == 1.0
+
+
+def test_square_roots_are_correctly_rounded():
+    """Against Python's own, which are the processor's; torch's vectorised ones are not on every CPU."""
+    x = torch.rand(5000, dtype=torch.float64)
+    assert reference.square_root(x).tolist() == [math.sqrt(value) for value in x.tolist()]
