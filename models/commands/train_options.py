@@ -44,7 +44,7 @@ class Train:
     in hand, with a checkpoint; the same command with --resume goes on from there, to the same weights as an
     uninterrupted run.
 
-    A model that trains on a CPU in an hour or two: --width 512 --steps 2000 --precision bf16
+    A model for an hour of two CPU cores: --width 512 --batch-size 32 --steps 5500 --precision bf16
     """
 
     kind: Annotated[tyro.conf.Positional[Literal["motion-vqvae"]], tyro.conf.arg(metavar="motion-vqvae")]
