@@ -5,14 +5,18 @@ users' shapes into this form and back):
 
 * ``x`` (G, R1, R2, D): G groups, two row axes, any strides; float16, bfloat16, float32 or float64.
 * ``codebook`` (G, K, D): float32, or float64 exactly when ``x`` is float64. ``codebooks`` (G, Q, K, D).
-* ``indices`` (G, R1, R2) or, for lookup, (G, R1, R2, Q): int64; -1 is a hole.
+* ``indices`` (G, R1, R2) or, for stacks of Q stages, (G, R1, R2, Q): int64; -1 is a hole.
 * ``mask`` (G, R1, R2): bool, True where a row is valid, or None.
+* ``sizes``: Q ints in [1, K], the codes of each stage that count, or None. ``stages`` (R1, R2): int64, or None.
 
 Results keep the rows outermost in memory: ``indices`` (G, R1, R2) is a view of (R1, R2, G) storage, a looked-up
-(G, R1, R2, D) one of (R1, R2, G, D), so that grouped results reshape to (N, G) and (N, G*D) without a copy.
+(G, R1, R2, D) one of (R1, R2, G, D), so that grouped results reshape to (N, G) and (N, G*D) without a copy; those
+of stacks, (G, R1, R2, Q), are views of (R1, R2, G, Q) storage.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -191,3 +195,77 @@ def lookup(indices: Tensor, codebooks: Tensor) -> Tensor:
         codes = codebooks[group, stage, index.clamp_min(0)]
         out = torch.where((index >= 0).unsqueeze(-1), out + codes, out)
     return rows_outermost(out)
+
+
+def residual_nearest(
+    x: Tensor,
+    codebooks: Tensor,
+    sizes: Sequence[int] | None,
+    stages: Tensor | None,
+    mask: Tensor | None,
+    precision: str = "exact",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantizes every row in stages: each takes the nearest code of what the stages before it left.
+
+    r_1 = x in the codebooks' dtype; c_q is the code that :func:`nearest` finds for r_q among the first sizes[q] codes
+    of stage q; r_{q+1} = r_q - c_q, rounded to that dtype. A row takes its first clamp(stages, 0, Q) stages (all
+    without ``stages``), a masked one none.
+
+    A stage that finds no code, because r_q or every code of the stage is not finite, ends its row: this stage and the
+    row's later ones get index -1 and error NaN, and the row's ``quantized`` is NaN.
+
+    Returns:
+        indices (G, R1, R2, Q) int64, -1 at stages that a row does not take; quantized (G, R1, R2, D) in x's dtype,
+        the codes added as :func:`lookup` adds them, 0 for a row without stages; errors (G, R1, R2, Q),
+        |r_q - c_q|^2 in float32 (float64 for float64), 0 at stages that a row does not take.
+    """
+    groups, depth, num_codes, _ = codebooks.shape
+    group = torch.arange(groups, device=x.device)[:, None, None]
+    valid = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device) if mask is None else mask
+    residual = x.to(codebooks.dtype)
+    quantized, lost = torch.zeros_like(residual), torch.zeros_like(valid)
+    indices, errors = [], []
+    for stage in range(depth):
+        taken = valid if stages is None else valid & (stage < stages)
+        codebook = codebooks[:, stage, : num_codes if sizes is None else sizes[stage]]
+        index, error = nearest(residual, codebook, taken, "l2", precision)
+        code, found = codebook[group, index.clamp_min(0)], (index >= 0).unsqueeze(-1)
+        quantized = torch.where(found, quantized + code, quantized)
+        residual = torch.where(found, residual - code, float("nan"))  # so that later stages find none either
+        lost = lost | (taken & (index < 0))
+        indices.append(index)
+        errors.append(error)
+    quantized = torch.where(lost.unsqueeze(-1), float("nan"), quantized).to(x.dtype)
+    return (
+        rows_outermost(torch.stack(indices, -1)),
+        rows_outermost(quantized),
+        rows_outermost(torch.stack(errors, -1)),
+    )
+
+
+def residual_segment_sum(x: Tensor, indices: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums what each code of each stage stood for: r_q of :func:`residual_nearest`, in float64, rounded once.
+
+    Args:
+        x: (G, R1, R2, D).
+        indices: (G, R1, R2, Q) in [-1, K); -1 is left out and subtracts nothing.
+        codebooks: (G, Q, K, D).
+
+    Returns:
+        sums (G, Q, K, D) and counts (G, Q, K), float32 (float64 for float64).
+
+    Raises:
+        IndexError: as :func:`segment_sum`.
+    """
+    groups, depth, num_codes, _ = codebooks.shape
+    check_indices(indices, num_codes)
+    group = torch.arange(groups, device=x.device)[:, None, None]
+    residual = x.to(codebooks.dtype)
+    results = []
+    for stage in range(depth):
+        index = indices[..., stage]
+        results.append(segment_sum(residual, index, num_codes))
+        code = codebooks[group, stage, index.clamp_min(0)]
+        residual = torch.where((index >= 0).unsqueeze(-1), residual - code, residual)
+    sums, counts = zip(*results, strict=True)
+    return torch.stack(sums, 1), torch.stack(counts, 1)
