@@ -34,9 +34,10 @@ from fastvq.models.motion.procedural import generate_clips
 from fastvq.models.tokenizers.config import MotionVQVAEConfig
 from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
 from fastvq.models.training.config import LossWeights, Precision
-from fastvq.models.training.data import WindowSampler, feature_statistics, prepare_clips
+from fastvq.models.training.data import feature_statistics, prepare_clips
 from fastvq.models.training.sections import SectionTimer
 from fastvq.models.training.step import TrainingStep
+from fastvq.models.training.windows import WindowSampler
 
 RESULTS = Path(__file__).resolve().parent / "results" / "cpu" / "training_step.csv"
 WINDOW = 64

@@ -268,6 +268,11 @@ def convert_heading(features: np.ndarray, *, source: Heading, target: Heading) -
     return values.astype(np.float32)
 
 
+def heading_angle(features: np.ndarray, *, heading: Heading = "absolute") -> np.ndarray:
+    """(T,) h in radians, in (-pi, pi] for "absolute", from (T, 272) features; errors as ``features_to_joints``."""
+    return _heading_angle(_checked_features(features), heading)
+
+
 def _heading_6d(angle: np.ndarray, heading: Heading) -> np.ndarray:
     """(T, 6) of [2:8] from (T,) headings."""
     written = angle if heading == "absolute" else np.diff(angle, prepend=angle[:1])

@@ -12,7 +12,8 @@ from scipy.spatial.transform import Rotation, Slerp
 
 from fastvq.models.errors import UserError
 from fastvq.models.motion.clip import Clip
-from fastvq.models.motion.features272 import SLICES
+from fastvq.models.motion.features272 import SLICES, heading_angle
+from fastvq.models.motion.rotation import matrix_from_6d, matrix_to_6d, yaw_matrix
 from fastvq.models.motion.skeleton import MIRROR_ORDER, NUM_JOINTS
 
 # A sprinter's pelvis stays below 6 m/s in any room that holds a motion capture system. Hands and feet reach
@@ -143,6 +144,45 @@ def mirror_features(features: np.ndarray) -> np.ndarray:
     turned = features[..., SLICES["joint_rotation"]].reshape(*shape, NUM_JOINTS, 6)
     out[..., SLICES["joint_rotation"]] = (turned[..., list(MIRROR_ORDER), :] * rows).reshape(*shape, -1)
     return out
+
+
+def change_speed(features: np.ndarray, speed: float) -> np.ndarray:
+    """The 272 features (absolute heading) of the motion played faster or slower, at the same frame rate.
+
+    The root's path, its heading (as an angle, without jumps at half a turn), joint positions and rotations are read
+    at the new times, as :func:`resample` does it; velocities are those of the result. Bones seen by their joints
+    shrink a little where limbs move fast, as in any resampling of positions.
+
+    Args:
+        features: (T, 272), not normalised, T >= 1.
+        speed: > 0; 2 plays twice as fast, in half as many frames.
+
+    Returns:
+        (T', 272) float32, T' = floor((T - 1) / speed) + 1; the features themselves at speed 1.
+
+    Raises:
+        UserError: the speed is not positive, or the features are not (T, 272).
+    """
+    if speed == 1:
+        return features
+    angle = np.unwrap(heading_angle(features))
+    back = np.swapaxes(yaw_matrix(angle), -1, -2)
+    steps = np.zeros((len(features), 3))
+    steps[1:, [0, 2]] = features[1:, SLICES["root_velocity"]]
+    steps[1:] = np.einsum("tij,tj->ti", back[:-1], steps[1:])
+    path, angle = resample(np.cumsum(steps, axis=0), speed, 1), resample(angle, speed, 1)
+    points = resample(features[:, SLICES["joint_position"]].astype(np.float64), speed, 1)
+    turned = matrix_from_6d(features[:, SLICES["joint_rotation"]].astype(np.float64).reshape(-1, NUM_JOINTS, 6))
+    facing = yaw_matrix(angle)
+
+    out = np.zeros((len(points), features.shape[1]))
+    moved = np.einsum("tij,tj->ti", facing[:-1], np.diff(path, axis=0))
+    out[1:, SLICES["root_velocity"]] = moved[:, [0, 2]]
+    out[:, SLICES["root_heading"]] = matrix_to_6d(facing)
+    out[:, SLICES["joint_position"]] = points
+    out[1:, SLICES["joint_velocity"]] = np.diff(points, axis=0)
+    out[:, SLICES["joint_rotation"]] = matrix_to_6d(resample_rotations(turned, speed, 1)).reshape(len(points), -1)
+    return out.astype(np.float32)
 
 
 _SIDES = {

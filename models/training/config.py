@@ -54,6 +54,10 @@ class TrainConfig:
     """Frames of a window; shorter clips are skipped in training."""
     mirror: bool = False
     """Show each window mirrored left to right with probability one half."""
+    speeds: tuple[float, ...] = (1.0,)
+    """Play each window at one of these speeds, drawn at random; 2 is twice as fast."""
+    turn: bool = False
+    """Turn each window about the vertical by a random angle."""
     lr: float = 2e-4
     """Learning rate of AdamW."""
     betas: tuple[float, float] = (0.9, 0.99)
@@ -96,6 +100,10 @@ class TrainConfig:
                 f"window must be a multiple of the {self.model.downsample} frames of a token, got {self.window}: "
                 f"use {self.window // self.model.downsample * self.model.downsample}"
             )
+        if not self.speeds:
+            raise UserError("speeds must name at least one speed, got none: 1 is the recorded one")
+        for speed in self.speeds:
+            check_number("speeds", speed, 0.1, 10)
         check_number("lr", self.lr, 0, above=True)
         check_number("gamma", self.gamma, 0, 1, above=True)
         check_number("weight_decay", self.weight_decay, 0)

@@ -1,4 +1,4 @@
-"""Clips as features, their statistics, and the windows that training draws from them."""
+"""Clips as features, and their statistics."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
-
 from fastvq.models.errors import UserError
 from fastvq.models.motion.clip import Clip
 from fastvq.models.motion.features272 import SLICES, features_to_joints, joints_to_features
-from fastvq.models.motion.transform import mirror_features, resample_clip, smooth_runs
+from fastvq.models.motion.transform import resample_clip, smooth_runs
 from fastvq.models.tokenizers.checks import MIN_FRAMES
 
 
@@ -111,54 +108,3 @@ def fingerprint(clips: Sequence[FeatureClip]) -> str:
         digest.update(f"{clip.name}\0{clip.split}\0{clip.features.shape}\0".encode())
         digest.update(clip.features.tobytes())
     return digest.hexdigest()
-
-
-class WindowSampler:
-    """Batches of windows, each position of each clip equally likely.
-
-    The windows of a step depend on the seed and the step alone, so a resumed run sees the same ones.
-
-    Args:
-        clips: clips of the train split; those shorter than the window are skipped.
-        window: frames.
-        batch_size: windows in a batch.
-        seed: of the draw.
-        mirror: mirror each window with probability one half.
-
-    Attributes:
-        used, skipped: number of clips that are long enough, and that are not.
-        frames: number of frames in the used ones.
-
-    Raises:
-        UserError: no clip is long enough.
-    """
-
-    def __init__(
-        self, clips: Sequence[FeatureClip], *, window: int, batch_size: int, seed: int, mirror: bool = False
-    ) -> None:
-        long = [clip for clip in clips if len(clip.features) >= window]
-        if not long:
-            longest = max((len(clip.features) for clip in clips), default=0)
-            raise UserError(
-                f"training needs clips of at least {window} frames, and none of the {len(clips)} clips of the train "
-                f"split is that long (the longest has {longest}): give longer clips or a smaller window"
-            )
-        self.used, self.skipped = len(long), len(clips) - len(long)
-        self.frames = sum(len(clip.features) for clip in long)
-        self.window, self.batch_size, self.seed = window, batch_size, seed
-        copies = [np.concatenate([clip.features for clip in long])]
-        if mirror:
-            copies.append(mirror_features(copies[0]))
-        self._frames = torch.from_numpy(np.concatenate(copies))
-        self._copies = len(copies)
-        ends = np.cumsum([len(clip.features) for clip in long])
-        self._starts = np.concatenate(
-            [np.arange(end - len(clip.features), end - window + 1) for end, clip in zip(ends, long, strict=True)]
-        )
-
-    def batch(self, step: int) -> Tensor:
-        """The windows of a step: (batch_size, window, 272) float32, not normalised."""
-        draw = np.random.Generator(np.random.Philox(key=[self.seed, step]))
-        starts = self._starts[draw.integers(len(self._starts), size=self.batch_size)]
-        starts = starts + self.frames * draw.integers(self._copies, size=self.batch_size)
-        return self._frames[torch.from_numpy(starts)[:, None] + torch.arange(self.window)]

@@ -24,13 +24,14 @@ from fastvq.models.nn.conv import set_implementation
 from fastvq.models.tokenizers import pretrained
 from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
 from fastvq.models.training.config import TrainConfig
-from fastvq.models.training.data import FeatureClip, WindowSampler, feature_statistics, fingerprint
+from fastvq.models.training.data import FeatureClip, feature_statistics, fingerprint
 from fastvq.models.training.environment import environment
 from fastvq.models.training.losses import TERMS
 from fastvq.models.training.reporting import Reporter
 from fastvq.models.training.run_folder import RunFolder, load_trainer
 from fastvq.models.training.sections import SectionTimer
 from fastvq.models.training.step import StepLosses, TrainingStep
+from fastvq.models.training.windows import WindowSampler
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,13 @@ def train(
         raise UserError(f"{out} holds a run already: resume it, or choose another folder")
     clips = [clip for clip in clips if clip.split == "train"]
     sampler = WindowSampler(
-        clips, window=config.window, batch_size=config.batch_size, seed=config.seed, mirror=config.mirror
+        clips,
+        window=config.window,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        mirror=config.mirror,
+        speeds=config.speeds,
+        turn=config.turn,
     )
     if sampler.skipped:
         console.print(

@@ -12,6 +12,7 @@ from fastvq.models.motion.features272 import joints_to_features, joints_to_rotat
 from fastvq.models.motion.procedural import generate_clips
 from fastvq.models.motion.skeleton import NUM_JOINTS, bone_lengths
 from fastvq.models.motion.transform import (
+    change_speed,
     mirror,
     mirror_clip,
     mirror_features,
@@ -210,3 +211,28 @@ def test_known_faults_of_the_recordings_are_cut_out(mocap: Path):
     for start, stop in runs.ranges:
         speed = np.linalg.norm(np.diff(tumbling[start:stop], axis=0), axis=-1) * 60
         assert speed.size == 0 or speed.max() <= 15.0
+
+
+def test_twice_the_speed_keeps_every_second_frame():
+    clip = generate_clips(1, seed=3, fps=30)[0]
+    features = joints_to_features(clip.joints)
+    fast = change_speed(features, 2.0)
+    expected = joints_to_features(clip.joints[::2])
+    assert len(fast) == (len(features) + 1) // 2
+    np.testing.assert_allclose(fast, expected, atol=2e-5)
+    assert change_speed(features, 1.0) is features
+
+
+def test_slowed_down_and_back_is_the_same_motion():
+    clip = generate_clips(1, seed=4, fps=30)[0]
+    features = joints_to_features(clip.joints)
+    slow = change_speed(features, 0.5)
+    assert len(slow) == 2 * len(features) - 1
+    np.testing.assert_allclose(change_speed(slow, 2.0), features, atol=2e-5)
+    np.testing.assert_allclose(slow[1:, 74:140], np.diff(slow[:, 8:74], axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("speed", [0.0, -1.0])
+def test_a_speed_that_is_not_positive_is_an_error(speed):
+    with pytest.raises(UserError, match="rate"):
+        change_speed(joints_to_features(generate_clips(1, seed=3)[0].joints), speed)

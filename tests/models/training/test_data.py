@@ -8,7 +8,7 @@ from fastvq.models.errors import UserError
 from fastvq.models.motion.features272 import SLICES, features_to_joints
 from fastvq.models.motion.procedural import generate_clips
 from fastvq.models.motion.transform import mirror_features
-from fastvq.models.training.data import WindowSampler, feature_statistics, fingerprint, prepare_clips
+from fastvq.models.training.data import feature_statistics, fingerprint, prepare_clips
 
 
 def test_clips_become_features_at_the_model_s_rate():
@@ -66,58 +66,6 @@ def test_a_block_that_never_varies_is_left_in_its_scale(feature_clip):
     assert (std[SLICES["root_velocity"]] == 1).all()
     with pytest.raises(UserError, match="at least one clip"):
         feature_statistics([])
-
-
-def sampler(clips, **changes):
-    return WindowSampler(clips, **{"window": 16, "batch_size": 64, "seed": 0, **changes})
-
-
-def test_windows_come_from_one_clip_each(feature_clip):
-    clips = [feature_clip(frames, seed) for seed, frames in enumerate((16, 15, 40))]
-    drawn = sampler(clips)
-    assert (drawn.used, drawn.skipped, drawn.frames) == (2, 1, 56)
-    allowed = [clip.features[start : start + 16] for clip in clips for start in range(len(clip.features) - 15)]
-    seen = set()
-    for step in range(4):
-        batch = drawn.batch(step)
-        assert batch.shape == (64, 16, 272)
-        assert batch.dtype == torch.float32
-        for window in batch.numpy():
-            found = [index for index, other in enumerate(allowed) if np.array_equal(window, other)]
-            assert len(found) == 1
-            seen.add(found[0])
-    # 256 draws from 26 windows: the chance to miss one is 26 (25/26)^256 = 0.001, and the seed is fixed.
-    assert len(seen) == 26
-
-
-def test_windows_depend_on_seed_and_step_alone(feature_clip):
-    clips = [feature_clip(100)]
-    first = sampler(clips)
-    expected = first.batch(7)
-    first.batch(8)
-    np.random.default_rng(0)
-    torch.manual_seed(5)
-    assert torch.equal(first.batch(7), expected)
-    assert torch.equal(sampler(clips).batch(7), expected)
-    assert not torch.equal(sampler(clips).batch(8), expected)
-    assert not torch.equal(sampler(clips, seed=1).batch(7), expected)
-
-
-def test_about_half_of_the_windows_are_mirrored(feature_clip):
-    clip = feature_clip(16)
-    batch = sampler([clip], mirror=True, batch_size=400).batch(0).numpy()
-    mirrored = mirror_features(clip.features)
-    straight = sum(np.array_equal(window, clip.features) for window in batch)
-    turned = sum(np.array_equal(window, mirrored) for window in batch)
-    assert straight + turned == 400
-    assert 150 < turned < 250  # five standard deviations
-
-
-def test_no_clip_that_is_long_enough_is_an_error(feature_clip):
-    with pytest.raises(UserError, match=r"at least 16 frames, and none of the 2 clips .* \(the longest has 15\)"):
-        sampler([feature_clip(15), feature_clip(4, 1)])
-    with pytest.raises(UserError, match="none of the 0 clips"):
-        sampler([])
 
 
 def test_the_fingerprint_covers_names_splits_and_features(feature_clip):

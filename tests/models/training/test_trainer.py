@@ -19,8 +19,8 @@ import fastvq.codebook
 from fastvq.models.errors import UserError
 from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
 from fastvq.models.training.config import TrainConfig
-from fastvq.models.training.data import WindowSampler
 from fastvq.models.training.trainer import train
+from fastvq.models.training.windows import WindowSampler
 
 ROOT = Path(__file__).resolve().parents[3]
 
