@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 SOURCES = Path(__file__).resolve().parent
-ONCE = ("ops", "parallel", "isa", "schedule", "order")  # files compiled for any processor
+ONCE = ("ops", "parallel", "isa", "prepared", "schedule", "order")  # files compiled for any processor
 PER_ISA = ("search", "oracle", "segment", "lookup", "ema")  # files compiled for each instruction set
 ISA_FLAGS = {  # widest first
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"],

@@ -45,6 +45,7 @@ struct LaneScratch {
   int64_t lay_out(char* base, const Nearest& call, int64_t block) {
     Arena arena(base);
     const int64_t padded = call.padded_dim;
+    block = round_up(block, LARGEST_SET);
     rows.lay_out(arena, call.x.dim, block);
     given = arena.take<float>(block * padded);
     centred = arena.take<float>(block * padded);
@@ -236,7 +237,7 @@ static void settle_set(const Nearest& call, int64_t group, int first, int count,
   const uint64_t settled = safe & ~doubtful;
   auto* distances = static_cast<float*>(call.distances);
   for (int r = 0; r < count; ++r) {
-    const int64_t at = numbers[r] * call.x.groups + group;
+    const int64_t at = call.result_at(group, numbers[r]);
     call.indices[at] = where[r];
     distances[at] = static_cast<float>(sums[r]);
   }

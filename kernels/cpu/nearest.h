@@ -60,10 +60,13 @@ struct Nearest {
   Codebook codebook;
   Metric metric;
   bool exact;
-  int64_t* indices;  // (R1, R2, G)
-  void* distances;   // (R1, R2, G): float, or double for float64 rows
+  // Results lie result_row_stride apart for rows (numbered R1, R2), result_group_stride for groups.
+  int64_t* indices;
+  void* distances;  // float, or double for float64 rows
+  int64_t result_row_stride, result_group_stride;
 
   // Filled in by the preparation; leading axes G and K, G and chunks, G and panels.
+  int kind;           // which kernels search, as the instruction set numbers them
   bool copies_codes;  // the given codes do not serve: they are strided, or not of unit length
   void* code_rows;    // (G, K, D), the codes as the oracle reads them
   int64_t code_group_stride;
@@ -83,6 +86,9 @@ struct Nearest {
   int32_t* hash_slots;  // (workers, slot_count)
   int64_t slot_count;
 
+  FASTVQ_INLINE int64_t result_at(int64_t group, int64_t row) const {
+    return group * result_group_stride + row * result_row_stride;
+  }
   FASTVQ_INLINE bool is_double() const { return x.dtype == DType::float64; }
   FASTVQ_INLINE const float* float_codes(int64_t group) const {
     return static_cast<const float*>(code_rows) + group * code_group_stride;
@@ -90,7 +96,8 @@ struct Nearest {
 };
 
 struct NearestKernels {
-  // How the codes of this shape are packed: panels a group, floats a group, floats of a padded row.
+  // Which kernels search, and how the codes of this shape are packed: panels a group, floats a group, floats of a
+  // padded row.
   void (*plan)(Nearest&);
   void (*read_codes)(const Nearest&, int64_t group, int64_t chunk);
   void (*centre_codes)(const Nearest&, int64_t group, int worker);
@@ -102,7 +109,7 @@ struct NearestKernels {
                  char* scratch);
 };
 
-// Runs the search with the chosen instruction set's kernels on torch's threads.
+// Runs the search with the chosen instruction set's kernels on torch's threads; results lie as (R1, R2, G).
 void nearest(Nearest& call);
 
 }  // namespace fastvq::cpu

@@ -39,6 +39,7 @@ struct PanelScratch {
   int64_t lay_out(char* base, const Nearest& call, int64_t block) {
     Arena arena(base);
     const int64_t dim = call.x.dim;
+    block = round_up(block, TILE);
     rows.lay_out(arena, dim, block);
     tiles = arena.take<float>(block * (dim + 3));
     squares = arena.take<float>(block + LANES);

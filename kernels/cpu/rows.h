@@ -25,7 +25,7 @@ FASTVQ_INLINE Floats threshold(const GroupCodes& codes, Floats best, Floats squa
 // Writes one row's result. `cost` is the oracle's, or any value within float32 rounding of it.
 template <class T>
 FASTVQ_INLINE void write_row(const Nearest& call, int64_t group, int64_t row, int64_t code, double cost) {
-  const int64_t at = row * call.x.groups + group;
+  const int64_t at = call.result_at(group, row);
   call.indices[at] = code;
   const double distance = call.metric == Metric::l2 ? cost : call.metric == Metric::dot ? -cost : 1 + cost;
   static_cast<T*>(call.distances)[at] = code < 0 ? static_cast<T>(NAN) : static_cast<T>(distance);
@@ -33,7 +33,7 @@ FASTVQ_INLINE void write_row(const Nearest& call, int64_t group, int64_t row, in
 
 template <class T>
 FASTVQ_INLINE void write_masked(const Nearest& call, int64_t group, int64_t row) {
-  const int64_t at = row * call.x.groups + group;
+  const int64_t at = call.result_at(group, row);
   call.indices[at] = -1;
   static_cast<T*>(call.distances)[at] = 0;
 }

@@ -8,17 +8,20 @@ namespace {
 
 constexpr int64_t COARSE_DIM = int64_t{1} << 20;  // beyond, the slack's constants are no longer proven
 
-enum class Kind { scan, direct, lanes, panels };
+enum class Kind : int { scan, direct, lanes, panels };
 
-Kind kind_of(const Nearest& call) {
+Kind choose_kind(const Nearest& call) {
   if (call.is_double() || call.x.dim > COARSE_DIM) return Kind::scan;
   if (call.x.dim <= WIDEST) return Kind::lanes;
   const bool direct = call.x.rows() <= DIRECT_ROWS && call.metric == Metric::l2 && !call.copies_codes;
   return direct ? Kind::direct : Kind::panels;
 }
 
+Kind kind_of(const Nearest& call) { return static_cast<Kind>(call.kind); }
+
 void plan(Nearest& call) {
   const int64_t codes = call.codebook.codes, dim = call.codebook.dim;
+  call.kind = static_cast<int>(choose_kind(call));
   call.chunks = ceil_div(codes, CODE_CHUNK);
   switch (kind_of(call)) {
     case Kind::scan:

@@ -1,0 +1,47 @@
+// A codebook that is prepared once and then searched block by block, from within any task.
+//
+//   const PreparedSearch codes(codebook, Metric::l2, exact, doubles, rows, workers);    // outside of tasks
+//   const int64_t block = codes.block_rows(workers), bytes = codes.scratch_bytes(block);
+//   const Memory scratch(workers * bytes);
+//   run_tasks(..., [&](int64_t task, int worker) {
+//     codes.search(residuals, dim, count, group, block, scratch.start() + worker * bytes, indices, distances);
+//   });
+//
+// `search` gives what the op gives: the oracle's code of every row (-1 where the row is not finite or no code is), and
+// the oracle's distance rounded once (NaN where there is no code). It changes nothing but its scratch and results, so
+// any number of tasks may run it at once. Rows are float32 (float64 where `doubles`); `count` is at most `block`,
+// which may be any number from 1 on, not only the block_rows proposed. The given codes must outlive the object and
+// stay as they are: close calls are decided on them.
+#pragma once
+
+#include <memory>
+
+#include "nearest.h"
+#include "workers.h"
+
+namespace fastvq::cpu {
+
+class PreparedSearch {
+ public:
+  // Codes (G, K, D) of any strides; `rows` is how many rows a group will be asked for in all, and decides whether
+  // codes are worth packing. Runs on torch's threads, serially from within a task.
+  PreparedSearch(const Codebook& codebook, Metric metric, bool exact, bool doubles, int64_t rows, int workers);
+  // The same for given rows, mask and results.
+  PreparedSearch(const Nearest& asked, int workers);
+
+  int64_t block_rows(int workers) const;       // rows at a time that make good use of the caches
+  int64_t scratch_bytes(int64_t block) const;  // of one task, 64-byte aligned
+
+  // Searches `count` rows, row_stride elements apart, in one group's codes; results are contiguous.
+  void search(const void* rows, int64_t row_stride, int64_t count, int64_t group, int64_t block, char* scratch,
+              int64_t* indices, void* distances) const;
+  // The same for the rows [first, last) of the rows given at construction.
+  void search(int64_t group, int64_t first, int64_t last, int64_t block, char* scratch) const;
+
+ private:
+  Nearest asked_;
+  const NearestKernels* isa_;
+  std::unique_ptr<Memory> memory_;
+};
+
+}  // namespace fastvq::cpu
