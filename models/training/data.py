@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from fastvq.models.errors import UserError
 from fastvq.models.motion.clip import Clip
 from fastvq.models.motion.features272 import SLICES, features_to_joints, joints_to_features

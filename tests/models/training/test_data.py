@@ -2,12 +2,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 
 from fastvq.models.errors import UserError
 from fastvq.models.motion.features272 import SLICES, features_to_joints
 from fastvq.models.motion.procedural import generate_clips
-from fastvq.models.motion.transform import mirror_features
 from fastvq.models.training.data import feature_statistics, fingerprint, prepare_clips
 
 
