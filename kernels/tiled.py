@@ -20,6 +20,7 @@ Bytes moved: x and the codebook once per tile of rows; tiles are sized to stay i
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from torch import Tensor
 from ._layout import check_indices
 from .reference import ema_update_, lookup, unit_rows
 
-__all__ = ["ema_update_", "lookup", "nearest", "segment_sum"]
+__all__ = ["ema_update_", "lookup", "nearest", "residual_nearest", "residual_segment_sum", "segment_sum"]
 
 TILE = 2**18  # scores per group and tile: 1 MiB of float32, which a core's L2 cache holds
 GROUP_TILE = 2**22  # scores over all groups of a tile
@@ -44,28 +45,82 @@ def nearest(
         distance = 1 - score
         return indices, distance if mask is None else torch.where(mask, distance, 0.0)
     groups, rows1, rows2, dim = x.shape
-    num_codes = codebook.shape[1]
     rows = rows1 * rows2
     x = x.reshape(groups, rows, dim)
     indices = torch.empty(rows, groups, dtype=torch.int64, device=x.device)
     distances = torch.empty(rows, groups, dtype=codebook.dtype, device=x.device)
+    for some, blocks in tiles(groups, rows, codebook.shape[1]):
+        table = CentredCodes(codebook[some], metric)
+        for block in blocks:
+            chosen, distance = table.search(x[some, block].to(codebook.dtype), precision)
+            indices[block, some], distances[block, some] = chosen.t(), distance.t()
 
-    group_step = max(1, min(groups, GROUP_TILE // (MIN_ROWS * num_codes)))
-    row_step = max(MIN_ROWS, min(TILE // num_codes, GROUP_TILE // (group_step * num_codes)))
-    for g in range(0, groups, group_step):
-        table = CentredCodes(codebook[g : g + group_step], metric)
-        for n in range(0, rows, row_step):
-            tile = x[g : g + group_step, n : n + row_step].to(codebook.dtype)
-            chosen, distance = table.search(tile, precision)
-            indices[n : n + row_step, g : g + group_step] = chosen.t()
-            distances[n : n + row_step, g : g + group_step] = distance.t()
-
-    indices = indices.view(rows1, rows2, groups).permute(2, 0, 1)
-    distances = distances.view(rows1, rows2, groups).permute(2, 0, 1)
+    indices, distances = with_groups_first(indices, rows1, rows2), with_groups_first(distances, rows1, rows2)
     if mask is not None:
         indices.masked_fill_(~mask, -1)
         distances.masked_fill_(~mask, 0.0)
     return indices, distances
+
+
+def residual_nearest(
+    x: Tensor,
+    codebooks: Tensor,
+    sizes: Sequence[int] | None,
+    stages: Tensor | None,
+    mask: Tensor | None,
+    precision: str = "exact",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`kernels.reference.residual_nearest`; a tile of rows takes all its stages before the next one."""
+    groups, rows1, rows2, dim = x.shape
+    depth, num_codes = codebooks.shape[1:3]
+    rows, dtype = rows1 * rows2, codebooks.dtype
+    x = x.reshape(groups, rows, dim)
+    limit = torch.full((), depth, device=x.device) if stages is None else stages.reshape(rows)
+    limit = limit.expand(groups, rows)
+    if mask is not None:
+        limit = torch.where(mask.reshape(groups, rows), limit, 0)
+    indices = torch.empty(rows, groups, depth, dtype=torch.int64, device=x.device)
+    quantized = torch.empty(rows, groups, dim, dtype=x.dtype, device=x.device)
+    errors = torch.empty(rows, groups, depth, dtype=dtype, device=x.device)
+    for some, blocks in tiles(groups, rows, num_codes):
+        tables = [
+            CentredCodes(codebooks[some, stage, : num_codes if sizes is None else sizes[stage]], "l2")
+            for stage in range(depth)
+        ]
+        for block in blocks:
+            residual = x[some, block].to(dtype)
+            total = torch.zeros_like(residual)
+            for stage, table in enumerate(tables):
+                taken = stage < limit[some, block]
+                # A row of NaN is never re-scored, and is lost to all later stages.
+                index, error = table.search(torch.where(taken.unsqueeze(-1), residual, float("nan")), precision)
+                found = (index >= 0).unsqueeze(-1)
+                code = table.take(index)
+                total = torch.where(found, total + code, torch.where(taken.unsqueeze(-1), float("nan"), total))
+                residual = torch.where(found, residual - code, float("nan"))
+                indices[block, some, stage] = index.t()
+                errors[block, some, stage] = torch.where(taken, error, 0).t()
+            quantized[block, some] = total.to(x.dtype).transpose(0, 1)
+    return (
+        with_groups_first(indices, rows1, rows2),
+        with_groups_first(quantized, rows1, rows2),
+        with_groups_first(errors, rows1, rows2),
+    )
+
+
+def tiles(groups: int, rows: int, num_codes: int) -> Iterator[tuple[slice, list[slice]]]:
+    """The groups of one tile after another, each with the rows of its tiles."""
+    group_step = max(1, min(groups, GROUP_TILE // (MIN_ROWS * num_codes)))
+    row_step = max(MIN_ROWS, min(TILE // num_codes, GROUP_TILE // (group_step * num_codes)))
+    blocks = [slice(row, row + row_step) for row in range(0, rows, row_step)]
+    for group in range(0, groups, group_step):
+        yield slice(group, group + group_step), blocks
+
+
+def with_groups_first(result: Tensor, rows1: int, rows2: int) -> Tensor:
+    """A result in storage order, (R1 * R2, G, ...), as (G, R1, R2, ...)."""
+    result = result.view(rows1, rows2, *result.shape[1:])
+    return result.permute(2, 0, 1, *range(3, result.dim()))
 
 
 class CentredCodes:
@@ -98,11 +153,15 @@ class CentredCodes:
             candidate = ~(value > threshold) & finite.unsqueeze(-1)
             indices = self.resolve(x, candidate)
         wide = widest(x.device)
-        codes = self.codebook.gather(1, indices.clamp_min(0).unsqueeze(-1).expand_as(x)).to(wide)
-        x = x.to(wide)
+        codes, x = self.take(indices).to(wide), x.to(wide)
         distances = ((x - codes).square() if self.metric == "l2" else x * codes).sum(-1).to(self.codebook.dtype)
         lost = ~finite | (indices < 0) | ~self.usable.any(-1, keepdim=True)
         return torch.where(lost, -1, indices), torch.where(lost, float("nan"), distances)
+
+    def take(self, indices: Tensor) -> Tensor:
+        """The codes (G, n, D) at indices (G, n); a hole takes the first."""
+        dim = self.codebook.shape[-1]
+        return self.codebook.gather(1, indices.clamp_min(0).unsqueeze(-1).expand(-1, -1, dim))
 
     def margin(self, shifted: Tensor) -> Tensor:
         """How far above the best value a code can lie and still be the oracle's: (G, n)."""
@@ -202,3 +261,19 @@ def segment_sum(x: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor, Ten
         sums = torch.segment_reduce(values.to(wide)[order], "sum", lengths=counts, axis=0, initial=0.0)
     sums = sums.view(groups, slots, dim)[:, :num_codes].to(out_dtype)
     return sums.contiguous(), counts.view(groups, slots)[:, :num_codes].to(out_dtype).contiguous()
+
+
+def residual_segment_sum(x: Tensor, indices: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`kernels.reference.residual_segment_sum`, stage by stage."""
+    groups, depth, num_codes, dim = codebooks.shape
+    check_indices(indices, num_codes)
+    sums = torch.empty(groups, depth, num_codes, dim, dtype=codebooks.dtype, device=x.device)
+    counts = torch.empty(groups, depth, num_codes, dtype=codebooks.dtype, device=x.device)
+    group = torch.arange(groups, device=x.device)[:, None, None]
+    residual = x.to(codebooks.dtype)
+    for stage, index in enumerate(indices.unbind(-1)):
+        sums[:, stage], counts[:, stage] = segment_sum(residual, index, num_codes)
+        kept = (index >= 0) & (index < num_codes)
+        code = codebooks[group, stage, torch.where(kept, index, 0)]
+        residual = torch.where(kept.unsqueeze(-1), residual - code, residual)
+    return sums, counts
