@@ -104,6 +104,31 @@ def nearest(
     return rows_outermost(indices), rows_outermost(distances)
 
 
+def nearest_topk(
+    x: Tensor, codebook: Tensor, mask: Tensor | None, topk: int, metric: str = "l2", precision: str = "exact"
+) -> tuple[Tensor, Tensor]:
+    """The ``topk`` nearest codes of every row, in the order of :func:`oracle_cost`; of equal costs the lower index.
+
+    Where fewer codes are left than asked for, the last places of the row have index -1 and distance NaN; so has a
+    whole row with a non-finite entry. A masked row has index -1 and distance 0.
+
+    Returns:
+        indices (G, R1, R2, topk) int64, and distances (G, R1, R2, topk) as :func:`nearest` has them, but in float64
+        as they come: two codes keep their order.
+    """
+    del precision
+    cost = oracle_cost(x, codebook, metric)
+    cost = torch.where(cost.isfinite() & x.isfinite().all(-1, keepdim=True), cost, float("inf"))
+    cost, indices = (ordered[..., :topk] for ordered in cost.sort(stable=True, dim=-1))
+    distances = {"l2": cost, "dot": -cost, "cosine": 1 + cost}[metric]
+    indices = torch.where(cost.isfinite(), indices, -1)
+    distances = torch.where(cost.isfinite(), distances, float("nan"))
+    if mask is not None:
+        indices = torch.where(mask.unsqueeze(-1), indices, -1)
+        distances = torch.where(mask.unsqueeze(-1), distances, 0.0)
+    return rows_outermost(indices), rows_outermost(distances)
+
+
 def segment_sum(x: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
     """Sums the rows of each code, in float64, rounded once.
 

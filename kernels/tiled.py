@@ -29,7 +29,15 @@ from torch import Tensor
 from ._layout import check_indices
 from .reference import ema_update_, lookup, unit_rows
 
-__all__ = ["ema_update_", "lookup", "nearest", "residual_nearest", "residual_segment_sum", "segment_sum"]
+__all__ = [
+    "ema_update_",
+    "lookup",
+    "nearest",
+    "nearest_topk",
+    "residual_nearest",
+    "residual_segment_sum",
+    "segment_sum",
+]
 
 TILE = 2**18  # scores per group and tile: 1 MiB of float32, which a core's L2 cache holds
 GROUP_TILE = 2**22  # scores over all groups of a tile
@@ -59,6 +67,32 @@ def nearest(
     if mask is not None:
         indices.masked_fill_(~mask, -1)
         distances.masked_fill_(~mask, 0.0)
+    return indices, distances
+
+
+def nearest_topk(
+    x: Tensor, codebook: Tensor, mask: Tensor | None, topk: int, metric: str = "l2", precision: str = "exact"
+) -> tuple[Tensor, Tensor]:
+    """As :func:`kernels.reference.nearest_topk`; ``precision="fast"`` orders the best of the matrix product."""
+    if metric == "cosine":
+        indices, score = nearest_topk(unit_rows(x), unit_rows(codebook), mask, topk, "dot", precision)
+        distance = 1 - score
+        return indices, distance if mask is None else torch.where(mask.unsqueeze(-1), distance, 0.0)
+    groups, rows1, rows2, dim = x.shape
+    rows = rows1 * rows2
+    x = x.reshape(groups, rows, dim)
+    indices = torch.empty(rows, groups, topk, dtype=torch.int64, device=x.device)
+    distances = torch.empty(rows, groups, topk, dtype=widest(x.device), device=x.device)
+    for some, blocks in tiles(groups, rows, codebook.shape[1]):
+        table = CentredCodes(codebook[some], metric)
+        for block in blocks:
+            chosen, distance = table.search_topk(x[some, block].to(codebook.dtype), topk, precision)
+            indices[block, some], distances[block, some] = chosen.transpose(0, 1), distance.transpose(0, 1)
+
+    indices, distances = with_groups_first(indices, rows1, rows2), with_groups_first(distances, rows1, rows2)
+    if mask is not None:
+        indices.masked_fill_(~mask.unsqueeze(-1), -1)
+        distances.masked_fill_(~mask.unsqueeze(-1), 0.0)
     return indices, distances
 
 
@@ -141,8 +175,7 @@ class CentredCodes:
 
     def search(self, x: Tensor, precision: str) -> tuple[Tensor, Tensor]:
         """Indices and distances (G, n) of the rows (G, n, D), which are in the codebook's dtype."""
-        shifted = x - self.mean if self.metric == "l2" else x
-        value = torch.baddbmm(self.bias, shifted, self.centred.mT, beta=1, alpha=-1)
+        shifted, value = self.values(x)
         best = value.amin(-1, keepdim=True)
         finite = x.isfinite().all(-1)
         if precision == "fast":
@@ -157,6 +190,23 @@ class CentredCodes:
         distances = ((x - codes).square() if self.metric == "l2" else x * codes).sum(-1).to(self.codebook.dtype)
         lost = ~finite | (indices < 0) | ~self.usable.any(-1, keepdim=True)
         return torch.where(lost, -1, indices), torch.where(lost, float("nan"), distances)
+
+    def search_topk(self, x: Tensor, topk: int, precision: str) -> tuple[Tensor, Tensor]:
+        """Indices and distances (G, n, topk), the latter in float64, of the rows (G, n, D)."""
+        shifted, value = self.values(x)
+        lowest = value.topk(topk, largest=False)
+        if precision == "fast":
+            candidate = torch.zeros_like(value, dtype=torch.bool).scatter_(-1, lowest.indices, True)
+        else:
+            # A code further than the margin from the last of the best has topk codes before it. NaN as in search.
+            candidate = ~(value > lowest.values[..., -1:] + self.margin(shifted).unsqueeze(-1))
+        indices, cost = self.order(x, candidate & x.isfinite().all(-1, keepdim=True), topk)
+        return indices, cost if self.metric == "l2" else -cost
+
+    def values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows relative to the mean (for l2), and the values (G, n, K) that rank the codes."""
+        shifted = x - self.mean if self.metric == "l2" else x
+        return shifted, torch.baddbmm(self.bias, shifted, self.centred.mT, beta=1, alpha=-1)
 
     def take(self, indices: Tensor) -> Tensor:
         """The codes (G, n, D) at indices (G, n); a hole takes the first."""
@@ -196,6 +246,26 @@ class CentredCodes:
             result[place] = torch.where(first[place] < num_codes, first[place], -1)
         return result.view(groups, rows)
 
+    def order(self, x: Tensor, candidate: Tensor, topk: int) -> tuple[Tensor, Tensor]:
+        """The first ``topk`` of the candidates (G, n, K) in the oracle's order, with costs; -1 and NaN follow."""
+        groups, rows, _ = candidate.shape
+        group, row, code = candidate.nonzero(as_tuple=True)
+        cost = pair_costs(x, self.codebook, group, row, code, self.metric)
+        usable = cost.isfinite()
+        place, code, cost = (group * rows + row)[usable], code[usable], cost[usable]
+        # Codes ascend within a row, and a stable sort keeps them so among equals.
+        order = cost.argsort(stable=True)
+        order = order[place[order].argsort(stable=True)]
+        place, code, cost = place[order], code[order], cost[order]
+        counts = torch.bincount(place, minlength=groups * rows)
+        rank = torch.arange(place.numel(), device=x.device) - (counts.cumsum(0) - counts)[place]
+        first = rank < topk
+        target = place[first], rank[first]
+        indices = torch.full((groups * rows, topk), -1, dtype=torch.int64, device=x.device)
+        costs = torch.full((groups * rows, topk), float("nan"), dtype=cost.dtype, device=x.device)
+        indices[target], costs[target] = code[first], cost[first]
+        return indices.view(groups, rows, topk), costs.view(groups, rows, topk)
+
 
 def pair_costs(x: Tensor, codebook: Tensor, group: Tensor, row: Tensor, code: Tensor, metric: str) -> Tensor:
     """The oracle's cost of given (row, code) pairs: float64, d ascending, one rounding per operation.
@@ -207,7 +277,7 @@ def pair_costs(x: Tensor, codebook: Tensor, group: Tensor, row: Tensor, code: Te
         x, codebook, group, row, code = (t.cpu() for t in (x, codebook, group, row, code))
     costs = []
     step = max(1, 2**20 // x.shape[-1])
-    for start in range(0, group.numel(), step):
+    for start in range(0, max(1, group.numel()), step):
         block = slice(start, start + step)
         left, right = x[group[block], row[block]].double(), codebook[group[block], code[block]].double()
         terms = (left - right).square() if metric == "l2" else -(left * right)
