@@ -1,147 +1,106 @@
-"""Nearest-code search on a CPU: ours against torch and vector-quantize-pytorch, with the floor beside each.
+"""Nearest-code search on a CPU: ours against torch, FAISS and vector-quantize-pytorch, the floor beside each.
 
-Run ``python -m benchmarks.nearest`` on a quiet machine; it takes about a minute on two cores and appends its rows to
-``benchmarks/results/cpu/nearest.csv``. The gate comes first: no row of ours is timed on wrong codes, and a peer's
-mismatches (codes farther away than the oracle's) are counted beside its time.
+Run ``python -m benchmarks.nearest`` on a quiet machine; it takes about three minutes on two cores and appends its
+rows to ``benchmarks/results/cpu/nearest.csv``. The gate comes first: no row of ours is timed on wrong codes, and a
+peer's mismatches (codes farther away than the oracle's) are counted beside its time.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 import fastvq
 from fastvq import functional as F
-from fastvq.benchmarks import machine
+from fastvq.benchmarks import machine, peers
+from fastvq.benchmarks.faiss_process import Faiss, available
 from fastvq.benchmarks.rows import Row, write_rows
-from fastvq.benchmarks.timing import interleave
+from fastvq.benchmarks.shapes import CPU, Shape, make_data
+from fastvq.benchmarks.timing import Elapsed, interleave
 
 RESULTS = Path(__file__).resolve().parent / "results" / "cpu" / "nearest.csv"
 
 
-class Shape(NamedTuple):
-    """A search: G codebooks of K codes of dimension D, N rows each."""
-
-    name: str
-    G: int
-    N: int
-    K: int
-    D: int
+def ours(x: Tensor, codebooks: Tensor, *, precision: str = "exact", impl: str = "auto") -> Tensor:
+    """The op under test: (G, N, D) and (G, Q, K, D) -> (G, N, Q)."""
+    if codebooks.shape[1] == 1:
+        return F.nearest(x, codebooks[:, 0], precision=precision, impl=impl).indices.unsqueeze(-1)
+    return F.residual_nearest(x, codebooks, precision=precision, impl=impl).indices
 
 
-SHAPES = (
-    Shape("a", 1, 8192, 512, 512),
-    Shape("b", 1, 65536, 1024, 64),
-    Shape("c", 64, 2048, 512, 8),
-    Shape("e", 1, 8192, 8192, 32),
-)
+def excess(x: Tensor, codebooks: Tensor, indices: Tensor) -> int:
+    """How many rows got a code farther away, in float64, than the oracle's for the residual that they left.
+
+    Args:
+        x: (G, N, D). codebooks: (G, Q, K, D). indices: (G, N, Q).
+    """
+    group = torch.arange(len(x), device=x.device)[:, None]
+    wrong = torch.zeros(x.shape[:-1], dtype=torch.bool, device=x.device)
+    for stage in range(codebooks.shape[1]):
+        chosen, codes = indices[..., stage], codebooks[:, stage]
+        oracle = F.nearest(x, codes, impl="tiled" if x.device.type == "cpu" else "auto").indices
+        for g, n in (chosen != oracle).nonzero().tolist():
+            row = x[g, n].double()
+            distance, least = ((row - codes[g, k]).square().sum() for k in (chosen[g, n], oracle[g, n]))
+            wrong[g, n] |= bool(distance > least)
+        x = x - codes[group, chosen]
+    return int(wrong.sum())
 
 
-def ours(x: Tensor, codebook: Tensor, *, precision: str = "exact", impl: str = "auto") -> Tensor:
-    """The op under test."""
-    return F.nearest(x, codebook, precision=precision, impl=impl).indices
-
-
-def textbook(x: Tensor, codebook: Tensor) -> Tensor:
-    """argmin of |x|^2 - 2 x.c + |c|^2: the code in most papers' repositories."""
-    cost = x.square().sum(-1, keepdim=True) - 2 * x @ codebook.mT + codebook.square().sum(-1).unsqueeze(-2)
-    return cost.argmin(-1)
-
-
-def folded(x: Tensor, codebook: Tensor) -> Tensor:
-    """The best of plain torch: the norm folded into one matrix product."""
-    return torch.baddbmm(codebook.square().sum(-1).unsqueeze(-2), x, codebook.mT, alpha=-2).argmin(-1)
-
-
-def cdist(x: Tensor, codebook: Tensor) -> Tensor:
-    """torch.cdist and argmin."""
-    return torch.cdist(x, codebook).argmin(-1)
-
-
-def vqp(shape: Shape, codebook: Tensor) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """vector-quantize-pytorch in eval mode, with separate codebooks as heads where there are groups."""
-    try:
-        from vector_quantize_pytorch import VectorQuantize
-    except ImportError:
-        return None
-    dim = shape.G * shape.D
-    heads = {"heads": shape.G, "separate_codebook_per_head": True} if shape.G > 1 else {}
-    module = VectorQuantize(dim, shape.K, codebook_dim=shape.D, **heads).eval()
-    module._codebook.embed.copy_(codebook)
-
-    def call(x: Tensor, _: Tensor) -> Tensor:
-        indices: Tensor = module(x.permute(1, 0, 2).reshape(1, shape.N, dim))[1]
-        return indices.view(shape.N, -1).t()
-
-    return call
-
-
-def excess(x: Tensor, codebook: Tensor, indices: Tensor) -> int:
-    """How many rows got a code farther away, in float64, than the oracle's."""
-    oracle = F.nearest(x, codebook, impl="tiled").indices
-    wrong = 0
-    for group in range(x.shape[0]):
-        off = indices[group] != oracle[group]
-        row, ours, best = (
-            x[group][off].double(),
-            codebook[group][indices[group][off]],
-            codebook[group][oracle[group][off]],
-        )
-        wrong += int(((row - ours).square().sum(-1) > (row - best).square().sum(-1)).sum())
-    return wrong
-
-
-def run(shapes: tuple[Shape, ...], reps: int) -> list[Row]:
+def run(shapes: Sequence[Shape], reps: int, *, compiled: bool = True, seconds: float = 40.0) -> list[Row]:
     """Gates and times every shape."""
     name = fastvq.ops.explain("cpu")["nearest"][0]
     rate = machine.fma_rate()
     rows = []
     for shape in shapes:
-        torch.manual_seed(0)
-        codebook = torch.randn(shape.G, shape.K, shape.D)
-        x = torch.randn(shape.N, shape.G, shape.D).transpose(0, 1)
+        x, codebooks = make_data(shape)
         dense = x.contiguous()  # peers get the layout that suits them
         calls: dict[str, Callable[[], Tensor]] = {
-            f"{name} exact": partial(ours, x, codebook),
-            f"{name} fast": partial(ours, x, codebook, precision="fast"),
-            "tiled exact": partial(ours, x, codebook, impl="tiled"),
-            "torch textbook": partial(textbook, dense, codebook),
-            "torch baddbmm": partial(folded, dense, codebook),
-            "torch cdist": partial(cdist, dense, codebook),
+            f"{name} exact": partial(ours, x, codebooks),
+            f"{name} fast": partial(ours, x, codebooks, precision="fast"),
+            "tiled exact": partial(ours, x, codebooks, impl="tiled"),
         }
-        peer = vqp(shape, codebook)
-        if peer is not None:
-            calls["vector-quantize-pytorch"] = partial(peer, dense, codebook)
+        for key, search in peers.torch_searches(compiled=compiled).items():
+            calls[key] = partial(search, dense, codebooks)
+        vqp = peers.vqp_search(shape, codebooks)
+        if vqp is not None:
+            calls[peers.VQP] = partial(vqp, dense, codebooks)
         with torch.no_grad():
-            wrong = {key: excess(dense, codebook, call()) for key, call in calls.items()}
+            wrong = {key: excess(dense, codebooks, call()) for key, call in calls.items()}
             if wrong[f"{name} exact"] or wrong["tiled exact"]:
                 raise SystemExit(f"gate: exact search returned codes that are not the nearest at shape {shape.name}")
-            timings = interleave(calls, reps=reps)
-        floor = 2e3 * shape.G * shape.N * shape.K * shape.D / rate if rate else None
+            contenders: dict[str, Callable[[], object]] = dict(calls)
+            with contextlib.ExitStack() as stack:
+                if available():
+                    faiss = stack.enter_context(Faiss(shape, dense, codebooks, torch.get_num_threads()))
+                    contenders["faiss"] = partial(_in_child, faiss)
+                    faiss.milliseconds()
+                    wrong["faiss"] = excess(dense, codebooks, torch.from_numpy(faiss.indices()))
+                timings = interleave(contenders, reps=reps, seconds=seconds)
+        floor = 1e3 * shape.operations / rate if rate else None
         for key, timing in timings.items():
             own = key.split()[0] in (name, "tiled")
             rows.append(
                 Row(
-                    op="nearest",
+                    op="nearest" if shape.Q == 1 else "residual_nearest",
                     pass_="search",
                     shape=shape.name,
                     G=shape.G,
                     N=shape.N,
                     K=shape.K,
                     D=shape.D,
-                    Q=1,
+                    Q=shape.Q,
                     dtype="float32",
                     precision=key.split()[1] if own else "",
                     impl=key.split()[0] if own else "",
                     peer="" if own else key,
-                    peer_version="" if own else peer_version(key),
+                    peer_version="" if own else peers.version(key),
                     reps=timing.reps,
                     median_ms=timing.median_ms,
                     p20_ms=timing.p20_ms,
@@ -162,18 +121,21 @@ def run(shapes: tuple[Shape, ...], reps: int) -> list[Row]:
     return rows
 
 
-def peer_version(peer: str) -> str:
-    """The version of the package that a peer belongs to."""
-    return importlib.metadata.version(peer.split()[0])
+def _in_child(faiss: Faiss) -> Elapsed:
+    return Elapsed(faiss.milliseconds())
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [shape.name for shape in CPU]
+    parser.add_argument("--shapes", nargs="+", choices=names, default=names, help="which shapes")
     parser.add_argument("--reps", type=int, default=15, help="rounds per shape")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--out", type=Path, default=RESULTS, help="CSV file that gets the rows")
-    arguments = parser.parse_args()
-    write_rows(arguments.out, run(SHAPES, arguments.reps))
+    options = parser.parse_args(arguments)
+    shapes = [shape for shape in CPU if shape.name in options.shapes]
+    write_rows(options.out, run(shapes, options.reps, compiled=not options.no_compile))
 
 
 if __name__ == "__main__":

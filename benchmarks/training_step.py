@@ -141,7 +141,7 @@ def wrong_codes(contender: Contender) -> int:
         indices = model.quantizer.encode(latents)
     groups = model.config.groups
     rows = latents.reshape(-1, groups, model.config.code_dim).transpose(0, 1).contiguous()
-    return excess(rows, model.quantizer.codebook, indices.reshape(-1, groups).t())
+    return excess(rows, model.quantizer.codebook.unsqueeze(1), indices.reshape(-1, groups).t().unsqueeze(-1))
 
 
 def run(config: MotionVQVAEConfig, batch_size: int, precision: Precision, reps: int, seconds: float) -> list[Row]:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fastvq.benchmarks import nearest, rows, timing
+from fastvq.benchmarks import faiss_process, nearest, peers, rows, timing
+from fastvq.benchmarks.shapes import Shape, make_data
 
 PINNED = (
     "schema,op,pass,shape,G,N,K,D,Q,dtype,precision,impl,peer,peer_version,reps,median_ms,p20_ms,p80_ms,floor_ms,"
@@ -19,7 +20,7 @@ def test_search_benchmark_writes_rows_that_read_back(tmp_path, capsys):
     pytest.importorskip("vector_quantize_pytorch", reason="the peer is in the bench extra")
     path = tmp_path / "cpu" / "nearest.csv"
     for _ in range(2):
-        rows.write_rows(path, nearest.run((nearest.Shape("toy", 2, 50, 16, 8),), reps=3))
+        rows.write_rows(path, nearest.run((Shape("toy", 2, 50, 16, 8),), 3, compiled=False))
     table = rows.read_rows(path)
     assert len({row["run_id"] for row in table}) == 2
     ours = [row for row in table if row["impl"]]
@@ -40,9 +41,38 @@ def test_rows_of_another_schema_are_refused(tmp_path):
 
 
 def test_gate_counts_codes_that_are_farther_away():
-    codebook = torch.tensor([[[0.0], [1.0], [1.0]]])
+    codebooks = torch.tensor([[[[0.0], [1.0], [1.0]]]])
     x = torch.tensor([[[0.1], [0.9], [0.8]]])
-    assert nearest.excess(x, codebook, torch.tensor([[0, 2, 0]])) == 1  # code 2 ties with the oracle's 1; 0 is wrong
+    wrong = nearest.excess(x, codebooks, torch.tensor([[[0], [2], [0]]]))
+    assert wrong == 1  # code 2 ties with the oracle's 1; 0 is wrong
+
+
+def test_gate_follows_the_residual_that_a_row_left():
+    codebooks = torch.tensor([[[[0.0], [1.0]], [[0.0], [0.5]]]])
+    x = torch.tensor([[[0.9], [0.9]]])
+    # 1 is nearest, which leaves -0.1, nearest to 0. Whoever takes 0 first is wrong once, whatever comes then.
+    assert nearest.excess(x, codebooks, torch.tensor([[[1, 0], [1, 0]]])) == 0
+    assert nearest.excess(x, codebooks, torch.tensor([[[1, 1], [0, 1]]])) == 2
+
+
+@pytest.mark.parametrize(
+    "shape", [Shape("plain", 1, 40, 16, 8), Shape("g", 3, 40, 16, 8), Shape("r", 1, 40, 16, 8, 3)]
+)
+def test_peers_search_what_we_search(shape):
+    x, codebooks = make_data(shape)
+    x = x.contiguous()
+    for search in peers.torch_searches(compiled=False).values():
+        assert nearest.excess(x, codebooks, search(x, codebooks)) == 0
+    if faiss_process.available():
+        with faiss_process.Faiss(shape, x, codebooks, 1) as child:
+            assert child.milliseconds() > 0
+            assert nearest.excess(x, codebooks, torch.from_numpy(child.indices())) == 0
+    pytest.importorskip("vector_quantize_pytorch", reason="the peer is in the bench extra")
+    search = peers.vqp_search(shape, codebooks)
+    with torch.no_grad():
+        found = search(x, codebooks)
+    assert found.shape == (shape.G, shape.N, shape.Q)
+    assert nearest.excess(x, codebooks, found) == 0
 
 
 def test_contenders_take_turns():
@@ -50,3 +80,8 @@ def test_contenders_take_turns():
     result = timing.interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, reps=4)
     assert calls == ["a", "b"] * 5
     assert result["a"].reps == 4
+
+
+def test_a_contender_may_time_itself():
+    result = timing.interleave({"child": lambda: timing.Elapsed(7.0)}, reps=3)
+    assert result["child"].median_ms == 7.0

@@ -1,0 +1,118 @@
+"""Other people's searches, each at its best honest setting: torch's own operations, compiled ones, and peers.
+
+A search takes rows (G, N, D), contiguous, and codebooks (G, Q, K, D), and returns indices (G, N, Q).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fastvq.benchmarks.shapes import Shape
+
+Search = Callable[[Tensor, Tensor], Tensor]
+VQP = "vector-quantize-pytorch"
+
+
+def textbook(x: Tensor, codebook: Tensor) -> Tensor:
+    """argmin of |x|^2 - 2 x.c + |c|^2: the code in most papers' repositories."""
+    cost = x.square().sum(-1, keepdim=True) - 2 * x @ codebook.mT + codebook.square().sum(-1).unsqueeze(-2)
+    return cost.argmin(-1)
+
+
+def folded(x: Tensor, codebook: Tensor) -> Tensor:
+    """The best of plain torch: the norm folded into one matrix product."""
+    return torch.baddbmm(codebook.square().sum(-1).unsqueeze(-2), x, codebook.mT, alpha=-2).argmin(-1)
+
+
+def cdist(x: Tensor, codebook: Tensor) -> Tensor:
+    """torch.cdist and argmin."""
+    return torch.cdist(x, codebook).argmin(-1)
+
+
+def staged(search: Callable[[Tensor, Tensor], Tensor]) -> Search:
+    """One search a stage, the residual written out between them: how residual quantizers are written."""
+
+    def call(x: Tensor, codebooks: Tensor) -> Tensor:
+        found = []
+        group = torch.arange(len(x), device=x.device)[:, None]
+        for stage in range(codebooks.shape[1]):
+            indices = search(x, codebooks[:, stage])
+            if stage + 1 < codebooks.shape[1]:
+                x = x - codebooks[group, stage, indices]
+            found.append(indices)
+        return torch.stack(found, -1)
+
+    return call
+
+
+def torch_searches(*, compiled: bool = True) -> dict[str, Search]:
+    """The peers that torch brings; ``compiled`` adds torch.compile of the textbook, which takes seconds at first."""
+    peers = {"torch textbook": staged(textbook), "torch baddbmm": staged(folded), "torch cdist": staged(cdist)}
+    if compiled:
+        peers["torch compile"] = staged(torch.compile(textbook, dynamic=False))
+    return peers
+
+
+def vqp_search(shape: Shape, codebooks: Tensor) -> Search | None:
+    """vector-quantize-pytorch in eval mode; separate codebooks as heads where there are groups. None: not there."""
+    if importlib.util.find_spec("vector_quantize_pytorch") is None or (shape.G > 1 and shape.Q > 1):
+        return None
+    module = vqp_module(shape, codebooks).eval()
+
+    def call(x: Tensor, _: Tensor) -> Tensor:
+        flat = x.permute(1, 0, 2).reshape(1, shape.N, shape.G * shape.D)
+        indices: Tensor = module(flat)[1]
+        if shape.Q > 1:
+            return indices
+        return indices.view(shape.N, -1).t().unsqueeze(-1)
+
+    return call
+
+
+def vqp_module(shape: Shape, codebooks: Tensor, *, grouped: bool = False) -> nn.Module:
+    """The peer's module with our codes: plain, residual, or with one codebook a group.
+
+    Args:
+        grouped: ``GroupedResidualVQ`` with one stage a group, faster in training than heads.
+    """
+    import vector_quantize_pytorch as peer
+
+    with contextlib.suppress(ImportError):  # it logs a line a group where a batch has fewer rows than codes
+        from loguru import logger
+
+        logger.disable("vector_quantize_pytorch")
+    dim = shape.G * shape.D
+    common = {"decay": 0.99, "commitment_weight": 1.0, "threshold_ema_dead_code": 0}
+    stages: list[nn.Module]
+    if shape.Q > 1:
+        module = peer.ResidualVQ(dim=dim, codebook_size=shape.K, num_quantizers=shape.Q, **common)
+        stages = list(module.layers)
+        parts = [codebooks[:, stage] for stage in range(shape.Q)]
+    elif grouped:
+        module = peer.GroupedResidualVQ(dim=dim, codebook_size=shape.K, groups=shape.G, num_quantizers=1, **common)
+        stages = [part.layers[0] for part in module.rvqs]
+        parts = list(codebooks)
+    else:
+        heads = {"heads": shape.G, "separate_codebook_per_head": True} if shape.G > 1 else {}
+        module = peer.VectorQuantize(dim, shape.K, codebook_dim=shape.D, **heads, **common)
+        stages, parts = [module], [codebooks[:, 0]]
+    for stage, part in zip(stages, parts, strict=True):
+        state = stage._codebook
+        state.embed.copy_(part)
+        state.embed_avg.copy_(part)
+        state.initted.fill_(True)
+    return module.to(codebooks.device)
+
+
+@functools.cache
+def version(peer: str) -> str:
+    """The version of the package that a peer belongs to."""
+    name = {"faiss": "faiss-cpu"}.get(peer.split()[0], peer.split()[0])
+    return importlib.metadata.version(name)
