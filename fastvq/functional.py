@@ -8,6 +8,7 @@ value is taken at its word or raises ``RuntimeError``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,14 +20,23 @@ from . import validation as check
 
 
 class Nearest(NamedTuple):
-    """Codes and how far they are: indices (G, *R) int64, distances (G, *R) float32 or float64."""
+    """Codes and how far they are: indices (G, *R[, k]) int64, distances (G, *R[, k]) float32 or float64."""
 
     indices: Tensor
     distances: Tensor
 
 
+class ResidualNearest(NamedTuple):
+    """Codes of a residual stack: indices (G, *R, Q) int64, their sum quantized (G, *R, D) in the rows' dtype, and
+    errors (G, *R, Q), the squared distance that each stage leaves, float32 or float64."""
+
+    indices: Tensor
+    quantized: Tensor
+    errors: Tensor
+
+
 class SegmentSum(NamedTuple):
-    """Rows summed by code: sums (G, K, D) and counts (G, K), float32 or float64."""
+    """Rows summed by code: sums (G[, Q], K, D) and counts (G[, Q], K), float32 or float64."""
 
     sums: Tensor
     counts: Tensor
@@ -45,11 +55,12 @@ def nearest(
     codebook: Tensor,
     *,
     metric: str = "l2",
+    topk: int | None = None,
     mask: Tensor | None = None,
     precision: str = "exact",
     impl: str = "auto",
 ) -> Nearest:
-    """The nearest code of every row.
+    """The nearest code of every row, or its ``topk`` nearest ones in order.
 
     ``precision="exact"`` returns the code with the smallest cost in float64 arithmetic on the inputs as given, the
     lowest index among equals, whatever the implementation (the oracle in ``kernels/reference.py``).
@@ -60,13 +71,15 @@ def nearest(
         x: (G, *R, D) or (*R, D) rows; float16, bfloat16, float32 or float64.
         codebook: (G, K, D) or (K, D); float64 exactly when x is.
         metric: "l2" (squared Euclidean distance), "cosine" (1 - cosine) or "dot" (score, larger wins).
+        topk: None, or how many codes in [1, K] to return for each row.
         mask: bool, broadcasts to (G, *R) or (*R); False rows get index -1 and distance 0.
         precision: "exact" or "fast".
         impl: see the module.
 
     Returns:
-        indices and distances, (G, *R) or (*R). A row that is not finite gets index -1 and distance NaN. Distances
-        carry gradients to x and codebook.
+        indices and distances, (G, *R) or (*R); with ``topk`` one more axis, nearest first. A row that is not finite
+        gets index -1 and distance NaN, as do the last of ``topk`` where fewer codes are finite. Distances carry
+        gradients to x and codebook.
 
     Raises:
         TypeError, ValueError: arguments that do not fit. RuntimeError: an ``impl`` that cannot run here.
@@ -80,6 +93,10 @@ def nearest(
     check.same_device(x=x, codebook=codebook, mask=mask)
     check.choice("metric", metric, check.METRICS)
     check.choice("precision", precision, check.PRECISIONS)
+    if topk is not None:
+        check.positive("topk", topk)
+        if topk > codebook.shape[-2]:
+            raise ValueError(f"topk must be at most the codebook's {codebook.shape[-2]} codes, got {topk}")
 
     shape = x.shape[:-1]
     if codebook.dim() == 2:
@@ -89,8 +106,77 @@ def nearest(
     rows = x if x.dim() == 4 else x.unsqueeze(1)
     if mask is not None:
         mask = mask.expand(shape).reshape(rows.shape[:-1])
-    indices, distances = torch.ops.fastvq.nearest(rows, codebook, mask, metric, precision, impl)
-    return Nearest(indices.view(shape), distances.view(shape))
+    if topk is None:
+        indices, distances = torch.ops.fastvq.nearest(rows, codebook, mask, metric, precision, impl)
+        return Nearest(indices.view(shape), distances.view(shape))
+    indices, distances = torch.ops.fastvq.nearest_topk(rows, codebook, mask, topk, metric, precision, impl)
+    return Nearest(indices.view(*shape, topk), distances.to(codebook.dtype).view(*shape, topk))
+
+
+def residual_nearest(
+    x: Tensor,
+    codebooks: Tensor,
+    *,
+    sizes: Sequence[int] | None = None,
+    stages: Tensor | None = None,
+    beam: int = 1,
+    mask: Tensor | None = None,
+    precision: str = "exact",
+    impl: str = "auto",
+) -> ResidualNearest:
+    """Quantizes every row in Q stages, each of which takes the code nearest to what the stages before it left.
+
+    r_1 = x in float32, r_{q+1} = r_q - c_q, quantized = c_1 + c_2 + ..., added as :func:`lookup` adds them. Each code
+    is the one that :func:`nearest` returns for its residual. With ``beam`` above 1 the best ``beam`` choices of codes
+    so far are kept from stage to stage, which leaves less error and takes about ``beam`` times as long.
+
+    Args:
+        x: (G, *R, D) or (*R, D) rows; float16, bfloat16, float32 or float64.
+        codebooks: (G, Q, K, D) or (Q, K, D); float64 exactly when x is.
+        sizes: Q ints in [1, K]: stage q has that many codes, and the rest of its K is padding. None: all have K.
+        stages: int64, broadcasts to (*R): how many stages, from the first on, a row takes (clamped to [0, Q]).
+            None: all.
+        beam: choices that are kept.
+        mask: bool, broadcasts to (G, *R) or (*R); False rows take no stage.
+        precision: as for :func:`nearest`.
+        impl: see the module.
+
+    Returns:
+        indices (G, *R, Q), quantized (G, *R, D) in x's dtype, and errors (G, *R, Q) with |r_{q+1}|^2, without G where
+        the operands have none. Stages that a row does not take have index -1 and error 0; a row that takes none is
+        quantized to 0. A row that is not finite has index -1 and error NaN, and is quantized to NaN.
+
+        quantized carries gradients to the codebooks, errors to x and the codebooks.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit. RuntimeError: an ``impl`` that cannot run here.
+    """
+    check.floating("x", x)
+    check.floating("codebooks", codebooks)
+    check.codebooks_shape(codebooks)
+    check.rows_shape(x, codebooks, stack=True)
+    check.double_agrees(x, codebooks, "codebooks")
+    grouped = codebooks.dim() == 4
+    shape, depth = x.shape[:-1], codebooks.shape[-3]
+    check.stage_sizes(sizes, depth, codebooks.shape[-2])
+    check.stages_shape(stages, shape[grouped:])
+    check.mask_shape(mask, shape)
+    check.same_device(x=x, codebooks=codebooks, stages=stages, mask=mask)
+    check.positive("beam", beam)
+    check.choice("precision", precision, check.PRECISIONS)
+
+    rows, codebooks = _stack(x, codebooks)
+    if stages is not None:
+        stages = stages.expand(shape[grouped:]).reshape(rows.shape[1:3])
+    if mask is not None:
+        mask = mask.expand(shape).reshape(rows.shape[:-1])
+    sizes = None if sizes is None else list(sizes)
+    if beam == 1:
+        found = torch.ops.fastvq.residual_nearest(rows, codebooks, sizes, stages, mask, precision, impl)
+    else:
+        found = torch.ops.fastvq.residual_beam(rows, codebooks, sizes, stages, mask, beam, precision, impl)
+    indices, quantized, errors = found
+    return ResidualNearest(indices.view(*shape, depth), quantized.view(x.shape), errors.view(*shape, depth))
 
 
 def segment_sum(x: Tensor, indices: Tensor, num_codes: int, *, impl: str = "auto") -> SegmentSum:
@@ -123,6 +209,48 @@ def segment_sum(x: Tensor, indices: Tensor, num_codes: int, *, impl: str = "auto
         x, indices = x.unsqueeze(1), indices.unsqueeze(1)
     sums, counts = torch.ops.fastvq.segment_sum(x, indices, num_codes, impl)
     return SegmentSum(sums, counts) if grouped else SegmentSum(sums[0], counts[0])
+
+
+def residual_segment_sum(x: Tensor, indices: Tensor, codebooks: Tensor, *, impl: str = "auto") -> SegmentSum:
+    """Sums and counts, for every code of every stage, the residuals that :func:`residual_nearest` gave it.
+
+    Residuals are computed again from x, indices and codebooks, exactly as the search computes them. Sums carry
+    gradients to x and codebooks.
+
+    Args:
+        x: (G, *R, D) or (*R, D) with one or two row axes.
+        indices: (G, *R, Q) or (*R, Q) int64 in [-1, K); -1 is left out and subtracts nothing.
+        codebooks: (G, Q, K, D) or (Q, K, D); float64 exactly when x is.
+        impl: see the module.
+
+    Returns:
+        sums (G, Q, K, D) and counts (G, Q, K), without G where the operands have none.
+
+    Raises:
+        IndexError: an index outside the range, on a CPU. TypeError, ValueError: arguments that do not fit.
+    """
+    check.floating("x", x)
+    check.integer("indices", indices)
+    check.floating("codebooks", codebooks)
+    check.codebooks_shape(codebooks)
+    check.rows_shape(x, codebooks, stack=True)
+    check.double_agrees(x, codebooks, "codebooks")
+    check.equal_shape("indices", indices, (*x.shape[:-1], codebooks.shape[-3]))
+    check.same_device(x=x, indices=indices, codebooks=codebooks)
+    grouped = codebooks.dim() == 4
+    rows, codebooks = _stack(x, codebooks)
+    indices = indices.view(*rows.shape[:-1], indices.shape[-1])
+    sums, counts = torch.ops.fastvq.residual_segment_sum(rows, indices, codebooks, impl)
+    return SegmentSum(sums, counts) if grouped else SegmentSum(sums[0], counts[0])
+
+
+def _stack(x: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (G, R1, R2, D) and codebooks (G, Q, K, D) in float32 or float64."""
+    if codebooks.dim() == 3:
+        x, codebooks = x.unsqueeze(0), codebooks.unsqueeze(0)
+    if codebooks.dtype in (torch.float16, torch.bfloat16):
+        codebooks = codebooks.float()
+    return x if x.dim() == 4 else x.unsqueeze(1), codebooks
 
 
 def ema_update_(
@@ -202,8 +330,7 @@ def lookup(indices: Tensor, codebooks: Tensor, *, impl: str = "auto") -> Tensor:
     """
     check.integer("indices", indices)
     check.floating("codebooks", codebooks)
-    if codebooks.dim() not in (3, 4) or 0 in codebooks.shape:
-        raise ValueError(f"codebooks must be (Q, K, D) or (G, Q, K, D), got shape {tuple(codebooks.shape)}")
+    check.codebooks_shape(codebooks)
     if codebooks.dtype not in (torch.float32, torch.float64):
         codebooks = codebooks.float()
     grouped = codebooks.dim() == 4

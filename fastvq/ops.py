@@ -1,9 +1,11 @@
-"""The torch.library boundary: schemas, fakes, autograd, and the one place that picks an implementation.
+"""The torch.library boundary: schemas, fakes, and the one place that picks an implementation.
 
 Every op takes canonical shapes (see ``kernels/reference.py``) and the name of an implementation:
 
 * ``"auto"``: Triton for CUDA tensors; C++ for CPU tensors once a compiler is found; tiled torch otherwise.
 * ``"triton"``, ``"cpu"``, ``"tiled"``, ``"reference"``: that one, or an error that says why it cannot run.
+
+An implementation that lacks an op counts as one that cannot run it. Gradients are in ``gradients``.
 """
 
 from __future__ import annotations
@@ -18,15 +20,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import gradients
+from .kernels.beam import residual_beam
+
 IMPLEMENTATIONS = ("auto", "triton", "cpu", "tiled", "reference")
-OPS = ("nearest", "segment_sum", "ema_update_", "lookup")
+OPS = (
+    *("nearest", "nearest_topk", "residual_nearest"),
+    *("segment_sum", "residual_segment_sum", "ema_update_", "lookup"),
+)
 
 torch.library.define(
     "fastvq::nearest",
     "(Tensor x, Tensor codebook, Tensor? mask, str metric, str precision, str impl) -> (Tensor, Tensor)",
 )
 torch.library.define(
+    "fastvq::nearest_topk",
+    "(Tensor x, Tensor codebook, Tensor? mask, int topk, str metric, str precision, str impl) -> (Tensor, Tensor)",
+)
+torch.library.define(
+    "fastvq::residual_nearest",
+    "(Tensor x, Tensor codebooks, int[]? sizes, Tensor? stages, Tensor? mask, str precision, str impl) "
+    "-> (Tensor, Tensor, Tensor)",
+)
+torch.library.define(
+    "fastvq::residual_beam",
+    "(Tensor x, Tensor codebooks, int[]? sizes, Tensor? stages, Tensor? mask, int beam, str precision, str impl) "
+    "-> (Tensor, Tensor, Tensor)",
+)
+torch.library.define(
     "fastvq::segment_sum", "(Tensor x, Tensor indices, SymInt num_codes, str impl) -> (Tensor, Tensor)"
+)
+torch.library.define(
+    "fastvq::residual_segment_sum",
+    "(Tensor x, Tensor indices, Tensor codebooks, str impl) -> (Tensor, Tensor)",
 )
 torch.library.define(
     "fastvq::ema_update_",
@@ -37,36 +63,34 @@ torch.library.define("fastvq::lookup", "(Tensor indices, Tensor codebooks, str i
 
 
 @functools.lru_cache(maxsize=256)
-def implementation(impl: str, device_type: str) -> ModuleType:
-    """The module of kernels that ``impl`` means for tensors of a device type ("cpu", "cuda", ...).
+def implementation(impl: str, device_type: str, op: str) -> ModuleType:
+    """The module of kernels that ``impl`` means for an op on tensors of a device type ("cpu", "cuda", ...).
 
     Raises:
         ValueError: no such implementation.
         RuntimeError: an explicitly named implementation that cannot run here; the message says why.
     """
-    name, reason = choose(impl, device_type)
+    name, reason = choose(impl, device_type, op)
     if name is None:
         raise RuntimeError(f"impl={impl!r} cannot run on {device_type} tensors here: {reason}; impl='auto' can")
     return importlib.import_module(f"fastvq.kernels.{name}")
 
 
-def choose(impl: str, device_type: str) -> tuple[str | None, str]:
-    """The implementation that ``impl`` means on a device type, and why; None where it cannot run."""
+def choose(impl: str, device_type: str, op: str) -> tuple[str | None, str]:
+    """The implementation that ``impl`` means for an op on a device type, and why; None where it cannot run."""
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
     if impl in ("tiled", "reference"):
         return impl, "asked for"
-    obstacle = {"triton": _triton_obstacle, "cpu": _cpu_obstacle}
+    name = impl if impl != "auto" else "triton" if device_type == "cuda" else "cpu"
+    reason = _triton_obstacle(device_type) if name == "triton" else _cpu_obstacle(device_type)
+    kernels = "Triton kernels" if name == "triton" else "C++ kernels"
+    if reason is None and not hasattr(importlib.import_module(f"fastvq.kernels.{name}"), op):
+        reason = f"the {kernels} have no {op}"
     if impl != "auto":
-        reason = obstacle[impl](device_type)
         return (None, reason) if reason else (impl, "asked for")
-    preferred = "triton" if device_type == "cuda" else "cpu"
-    reason = obstacle[preferred](device_type)
     if reason is None:
-        return (
-            preferred,
-            "Triton kernels for CUDA tensors" if preferred == "triton" else "C++ kernels for CPU tensors",
-        )
+        return name, f"{kernels} for {'CUDA' if name == 'triton' else 'CPU'} tensors"
     return "tiled", f"plain torch, because {reason}"
 
 
@@ -93,8 +117,8 @@ def explain(device: torch.device | str = "cpu") -> dict[str, tuple[str, str]]:
     Returns:
         {op: (implementation, reason)}.
     """
-    name, reason = choose("auto", torch.device(device).type)
-    return {op: (str(name), reason) for op in OPS}
+    choices = {op: choose("auto", torch.device(device).type, op) for op in OPS}
+    return {op: (str(name), reason) for op, (name, reason) in choices.items()}
 
 
 def full_precision(device_type: str) -> contextlib.AbstractContextManager[Any]:
@@ -104,21 +128,70 @@ def full_precision(device_type: str) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
+def _run(op: str, impl: str, device_type: str, *arguments: Any) -> Any:
+    with full_precision(device_type):
+        return getattr(implementation(impl, device_type, op), op)(*arguments)
+
+
 @torch.library.impl("fastvq::nearest", "default")
 def _nearest(
     x: Tensor, codebook: Tensor, mask: Tensor | None, metric: str, precision: str, impl: str
 ) -> tuple[Tensor, Tensor]:
-    with full_precision(x.device.type):
-        result: tuple[Tensor, Tensor] = implementation(impl, x.device.type).nearest(
-            x, codebook, mask, metric, precision
-        )
+    result: tuple[Tensor, Tensor] = _run("nearest", impl, x.device.type, x, codebook, mask, metric, precision)
     return result
+
+
+@torch.library.impl("fastvq::nearest_topk", "default")
+def _nearest_topk(
+    x: Tensor, codebook: Tensor, mask: Tensor | None, topk: int, metric: str, precision: str, impl: str
+) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = _run(
+        "nearest_topk", impl, x.device.type, x, codebook, mask, topk, metric, precision
+    )
+    return result
+
+
+@torch.library.impl("fastvq::residual_nearest", "default")
+def _residual_nearest(
+    x: Tensor,
+    codebooks: Tensor,
+    sizes: list[int] | None,
+    stages: Tensor | None,
+    mask: Tensor | None,
+    precision: str,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    result: tuple[Tensor, Tensor, Tensor] = _run(
+        "residual_nearest", impl, x.device.type, x, codebooks, sizes, stages, mask, precision
+    )
+    return result
+
+
+@torch.library.impl("fastvq::residual_beam", "default")
+def _residual_beam(
+    x: Tensor,
+    codebooks: Tensor,
+    sizes: list[int] | None,
+    stages: Tensor | None,
+    mask: Tensor | None,
+    beam: int,
+    precision: str,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    kernels = implementation(impl, x.device.type, "nearest_topk")
+    with full_precision(x.device.type):
+        return residual_beam(kernels, x, codebooks, sizes, stages, mask, beam, precision)
 
 
 @torch.library.impl("fastvq::segment_sum", "default")
 def _segment_sum(x: Tensor, indices: Tensor, num_codes: int, impl: str) -> tuple[Tensor, Tensor]:
-    with full_precision(x.device.type):
-        result: tuple[Tensor, Tensor] = implementation(impl, x.device.type).segment_sum(x, indices, num_codes)
+    result: tuple[Tensor, Tensor] = _run("segment_sum", impl, x.device.type, x, indices, num_codes)
+    return result
+
+
+@torch.library.impl("fastvq::residual_segment_sum", "default")
+def _residual_segment_sum(x: Tensor, indices: Tensor, codebooks: Tensor, impl: str) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = _run("residual_segment_sum", impl, x.device.type, x, indices, codebooks)
     return result
 
 
@@ -137,27 +210,15 @@ def _ema_update_(
     relative: bool,
     impl: str,
 ) -> Tensor:
-    with full_precision(codebook.device.type):
-        dead: Tensor = implementation(impl, codebook.device.type).ema_update_(
-            codebook,
-            embed_sum,
-            cluster_size,
-            sums,
-            counts,
-            decay,
-            eps,
-            smoothing,
-            normalize,
-            dead_below,
-            relative,
-        )
+    state = (codebook, embed_sum, cluster_size, sums, counts)
+    rule = (decay, eps, smoothing, normalize, dead_below, relative)
+    dead: Tensor = _run("ema_update_", impl, codebook.device.type, *state, *rule)
     return dead
 
 
 @torch.library.impl("fastvq::lookup", "default")
 def _lookup(indices: Tensor, codebooks: Tensor, impl: str) -> Tensor:
-    with full_precision(codebooks.device.type):
-        result: Tensor = implementation(impl, codebooks.device.type).lookup(indices, codebooks)
+    result: Tensor = _run("lookup", impl, codebooks.device.type, indices, codebooks)
     return result
 
 
@@ -174,11 +235,37 @@ def _nearest_fake(
     return _rows_outermost(x, *shape, dtype=torch.int64), _rows_outermost(x, *shape, dtype=codebook.dtype)
 
 
+@torch.library.register_fake("fastvq::nearest_topk")
+def _nearest_topk_fake(
+    x: Tensor, codebook: Tensor, mask: Tensor | None, topk: int, metric: str, precision: str, impl: str
+) -> tuple[Tensor, Tensor]:
+    shape = (*x.shape[:-1], topk)
+    wide = torch.float32 if x.device.type == "mps" else torch.float64
+    return _rows_outermost(x, *shape, dtype=torch.int64), _rows_outermost(x, *shape, dtype=wide)
+
+
+@torch.library.register_fake("fastvq::residual_beam")
+@torch.library.register_fake("fastvq::residual_nearest")
+def _residual_nearest_fake(x: Tensor, codebooks: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (*x.shape[:-1], codebooks.shape[1])
+    return (
+        _rows_outermost(x, *shape, dtype=torch.int64),
+        _rows_outermost(x, *x.shape, dtype=x.dtype),
+        _rows_outermost(x, *shape, dtype=codebooks.dtype),
+    )
+
+
 @torch.library.register_fake("fastvq::segment_sum")
 def _segment_sum_fake(x: Tensor, indices: Tensor, num_codes: int, impl: str) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     sums = x.new_empty((x.shape[0], num_codes, x.shape[-1]), dtype=dtype)
     return sums, x.new_empty((x.shape[0], num_codes), dtype=dtype)
+
+
+@torch.library.register_fake("fastvq::residual_segment_sum")
+def _residual_segment_sum_fake(x: Tensor, indices: Tensor, codebooks: Tensor, impl: str) -> tuple[Tensor, Tensor]:
+    sums = torch.empty(codebooks.shape, dtype=codebooks.dtype, device=codebooks.device)
+    return sums, sums.new_empty(codebooks.shape[:-1])
 
 
 @torch.library.register_fake("fastvq::ema_update_")
@@ -191,77 +278,13 @@ def _lookup_fake(indices: Tensor, codebooks: Tensor, impl: str) -> Tensor:
     return _rows_outermost(codebooks, *indices.shape[:-1], codebooks.shape[-1], dtype=codebooks.dtype)
 
 
-# Gradients. An index is piecewise constant, so only distances, sums and looked-up codes carry any.
-
-
-def _nearest_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, codebook, _, metric, _, impl = inputs
-    indices, distances = output
-    ctx.mark_non_differentiable(indices)
-    ctx.save_for_backward(x, codebook, indices, distances)
-    ctx.metric, ctx.impl = metric, impl
-
-
-def _nearest_backward(ctx: Any, _: Tensor | None, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """l2: d/dx = 2 (x - c), d/dc = the negative, summed over the rows of c; dot: c and x.
-
-    cosine, with unit vectors x^ and c^ and s = x^.c^: d(1 - s)/dx = -(c^ - s x^) / |x|, and alike for c.
-    Holes (index -1) get and give nothing.
-    """
-    x, codebook, indices, distances = ctx.saved_tensors
-    valid = (indices >= 0).unsqueeze(-1)
-    g = torch.where(valid, grad.unsqueeze(-1), 0)
-    rows = torch.where(valid, x.to(codebook.dtype), 0)
-    codes = torch.ops.fastvq.lookup(indices.unsqueeze(-1), codebook.detach().unsqueeze(1), ctx.impl)
-    if ctx.metric == "l2":
-        to_x = 2 * g * (rows - codes)
-        to_code = -to_x
-    elif ctx.metric == "dot":
-        to_x, to_code = g * codes, g * rows
-    else:
-        tiny = torch.finfo(codebook.dtype).tiny
-        row_norm = rows.norm(dim=-1, keepdim=True).clamp_min(tiny)
-        code_norm = codes.norm(dim=-1, keepdim=True).clamp_min(tiny)
-        row, code, cosine = rows / row_norm, codes / code_norm, 1 - torch.where(valid, distances.unsqueeze(-1), 1)
-        to_x = -g * (code - cosine * row) / row_norm
-        to_code = -g * (row - cosine * code) / code_norm
-    grad_x = to_x.to(x.dtype) if ctx.needs_input_grad[0] else None
-    grad_codebook = None
-    if ctx.needs_input_grad[1]:
-        grad_codebook = torch.ops.fastvq.segment_sum(to_code, indices, codebook.shape[1], ctx.impl)[0]
-    return grad_x, grad_codebook, None, None, None, None
-
-
-def _segment_sum_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, indices, _, impl = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(indices)
-    ctx.impl, ctx.dtype = impl, x.dtype
-
-
-def _segment_sum_backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Each row gets the gradient of its code's sum."""
-    (indices,) = ctx.saved_tensors
-    grad_x = torch.ops.fastvq.lookup(indices.unsqueeze(-1), grad.unsqueeze(1), ctx.impl)
-    return grad_x.to(ctx.dtype), None, None, None
-
-
-def _lookup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    indices, codebooks, impl = inputs
-    ctx.save_for_backward(indices)
-    ctx.impl, ctx.shape = impl, codebooks.shape
-
-
-def _lookup_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Each code of each stage gets the sum of the gradients of the rows that chose it."""
-    (indices,) = ctx.saved_tensors
-    _, stages, num_codes, _ = ctx.shape
-    sums = [
-        torch.ops.fastvq.segment_sum(grad, indices[..., stage], num_codes, ctx.impl)[0] for stage in range(stages)
-    ]
-    return None, torch.stack(sums, dim=1), None
-
-
-torch.library.register_autograd("fastvq::nearest", _nearest_backward, setup_context=_nearest_context)
-torch.library.register_autograd("fastvq::segment_sum", _segment_sum_backward, setup_context=_segment_sum_context)
-torch.library.register_autograd("fastvq::lookup", _lookup_backward, setup_context=_lookup_context)
+for _op, _context, _backward in (
+    ("nearest", gradients.nearest_context, gradients.nearest_backward),
+    ("nearest_topk", gradients.nearest_topk_context, gradients.nearest_topk_backward),
+    ("residual_nearest", gradients.residual_nearest_context, gradients.residual_nearest_backward),
+    ("residual_beam", gradients.residual_nearest_context, gradients.residual_nearest_backward),
+    ("segment_sum", gradients.segment_sum_context, gradients.segment_sum_backward),
+    ("residual_segment_sum", gradients.residual_segment_sum_context, gradients.residual_segment_sum_backward),
+    ("lookup", gradients.lookup_context, gradients.lookup_backward),
+):
+    torch.library.register_autograd(f"fastvq::{_op}", _backward, setup_context=_context)

@@ -64,13 +64,22 @@ def codebook_shape(codebook: Tensor, name: str = "codebook") -> None:
         raise ValueError(f"{name} must have at least one code of one dimension, got shape {tuple(codebook.shape)}")
 
 
-def rows_shape(x: Tensor, codebook: Tensor) -> None:
-    """Raises ValueError unless x is (*R, D), or (G, *R, D) for a grouped codebook, with one or two row axes."""
-    grouped = codebook.dim() == 3
+def codebooks_shape(codebooks: Tensor, name: str = "codebooks") -> None:
+    """Raises ValueError unless the stack is (Q, K, D) or (G, Q, K, D), without an empty axis."""
+    if codebooks.dim() not in (3, 4) or 0 in codebooks.shape:
+        raise ValueError(f"{name} must be (Q, K, D) or (G, Q, K, D), got shape {tuple(codebooks.shape)}")
+
+
+def rows_shape(x: Tensor, codebook: Tensor, *, stack: bool = False) -> None:
+    """Raises ValueError unless x is (*R, D), or (G, *R, D) for a grouped codebook, with one or two row axes.
+
+    With ``stack`` the codebook is one of stages: (Q, K, D) or (G, Q, K, D).
+    """
+    grouped, name = codebook.dim() == (4 if stack else 3), "codebooks" if stack else "a codebook"
     expected = "(G, N, D) or (G, N1, N2, D)" if grouped else "(N, D) or (N1, N2, D)"
     if x.dim() - grouped not in (2, 3):
         raise ValueError(
-            f"x must be {expected} beside a codebook of shape {tuple(codebook.shape)}, got shape {tuple(x.shape)}; "
+            f"x must be {expected} beside {name} of shape {tuple(codebook.shape)}, got shape {tuple(x.shape)}; "
             "flatten further row axes"
         )
     if x.shape[-1] != codebook.shape[-1]:
@@ -81,11 +90,11 @@ def rows_shape(x: Tensor, codebook: Tensor) -> None:
         raise ValueError(f"x must have the codebook's {codebook.shape[0]} groups first, got shape {tuple(x.shape)}")
 
 
-def double_agrees(x: Tensor, codebook: Tensor) -> None:
+def double_agrees(x: Tensor, codebook: Tensor, name: str = "codebook") -> None:
     """Raises TypeError where one of the two is float64 and the other is not."""
     if (x.dtype == torch.float64) != (codebook.dtype == torch.float64):
         raise TypeError(
-            f"x and codebook must both be float64 or neither, got {x.dtype} and {codebook.dtype}; convert one of them"
+            f"x and {name} must both be float64 or neither, got {x.dtype} and {codebook.dtype}; convert one of them"
         )
 
 
@@ -96,11 +105,39 @@ def mask_shape(mask: Tensor | None, rows: Sequence[int], name: str = "mask") -> 
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"{name} must be a bool tensor, True where a row is valid, got {got}")
-    fits = mask.dim() <= len(rows) and all(
-        m in (1, r) for m, r in zip(reversed(mask.shape), reversed(list(rows)), strict=False)
+    broadcasts(name, mask, rows)
+
+
+def stages_shape(stages: Tensor | None, rows: Sequence[int]) -> None:
+    """Raises TypeError or ValueError unless stages is None or int64 and broadcasts to the rows' shape."""
+    if stages is None:
+        return
+    integer("stages", stages)
+    broadcasts("stages", stages, rows)
+
+
+def broadcasts(name: str, tensor: Tensor, rows: Sequence[int]) -> None:
+    """Raises ValueError unless the tensor broadcasts to the rows' shape."""
+    fits = tensor.dim() <= len(rows) and all(
+        m in (1, r) for m, r in zip(reversed(tensor.shape), reversed(list(rows)), strict=False)
     )
     if not fits:
-        raise ValueError(f"{name} must broadcast to the rows {tuple(rows)}, got shape {tuple(mask.shape)}")
+        raise ValueError(f"{name} must broadcast to the rows {tuple(rows)}, got shape {tuple(tensor.shape)}")
+
+
+def stage_sizes(sizes: Sequence[int] | None, depth: int, num_codes: int) -> None:
+    """Raises TypeError or ValueError unless sizes is None or names for each stage how many of its codes count."""
+    if sizes is None:
+        return
+    if isinstance(sizes, Tensor) or not isinstance(sizes, Sequence):
+        raise TypeError(f"sizes must be a sequence of ints, one for each stage, got {type(sizes).__name__}")
+    for size in sizes:
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise TypeError(f"sizes must hold ints, got {type(size).__name__}")
+    if len(sizes) != depth or not all(1 <= size <= num_codes for size in sizes):
+        raise ValueError(
+            f"sizes must hold {depth} ints in [1, {num_codes}], the codes of each stage that count, got {list(sizes)}"
+        )
 
 
 def equal_shape(name: str, tensor: Tensor, expected: Sequence[int]) -> None:

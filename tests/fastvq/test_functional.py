@@ -167,6 +167,6 @@ def test_mistakes_get_one_clear_sentence(call, error, words):
 
 def test_explicit_implementations_never_fall_back():
     with pytest.raises(RuntimeError, match="CPU tensors"):
-        fastvq.ops.implementation("cpu", "cuda")
+        fastvq.ops.implementation("cpu", "cuda", "nearest")
     for device in ("cpu", "cuda", "mps"):
         assert set(fastvq.ops.explain(device)) == set(fastvq.ops.OPS)
