@@ -8,6 +8,7 @@ import os
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -73,3 +74,30 @@ def copy_rate() -> float:
         target.copy_(source)
         best = max(best, 2 * source.numel() * 4 / (time.perf_counter() - start))
     return best
+
+
+@functools.lru_cache(maxsize=2)
+def cuda_product_rate(device: str = "cuda") -> float:
+    """float16 operations per second of a large matrix product on random values, accumulated in float32."""
+    a, b = (torch.randn(8192, 8192, device=device, dtype=torch.float16) for _ in range(2))
+    return 2 * 8192**3 / _cuda_seconds(lambda: a @ b)
+
+
+@functools.lru_cache(maxsize=2)
+def cuda_copy_rate(device: str = "cuda") -> float:
+    """Bytes per second of a large copy on the device, read plus written."""
+    source = torch.randn(2**28, device=device)
+    target = torch.empty_like(source)
+    return 8 * source.numel() / _cuda_seconds(lambda: target.copy_(source))
+
+
+def _cuda_seconds(call: Callable[[], object]) -> float:
+    times = []
+    for _ in range(12):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return float(min(times[2:]))

@@ -20,7 +20,7 @@ import fastvq
 from fastvq import functional as F
 from fastvq.benchmarks import machine, peers
 from fastvq.benchmarks.faiss_process import Faiss, available
-from fastvq.benchmarks.rows import Row, write_rows
+from fastvq.benchmarks.rows import Row, timed, write_rows
 from fastvq.benchmarks.shapes import CPU, Shape, make_data
 from fastvq.benchmarks.timing import Elapsed, interleave
 
@@ -87,29 +87,18 @@ def run(shapes: Sequence[Shape], reps: int, *, compiled: bool = True, seconds: f
         for key, timing in timings.items():
             own = key.split()[0] in (name, "tiled")
             rows.append(
-                Row(
+                timed(
+                    shape,
+                    timing,
                     op="nearest" if shape.Q == 1 else "residual_nearest",
                     pass_="search",
-                    shape=shape.name,
-                    G=shape.G,
-                    N=shape.N,
-                    K=shape.K,
-                    D=shape.D,
-                    Q=shape.Q,
-                    dtype="float32",
-                    precision=key.split()[1] if own else "",
                     impl=key.split()[0] if own else "",
+                    precision=key.split()[1] if own else "",
                     peer="" if own else key,
                     peer_version="" if own else peers.version(key),
-                    reps=timing.reps,
-                    median_ms=timing.median_ms,
-                    p20_ms=timing.p20_ms,
-                    p80_ms=timing.p80_ms,
                     floor_ms=floor,
                     floor_kind="float32 multiply-adds",
-                    peak_mib=None,
                     mismatch_rows=wrong[key],
-                    gate="fail" if wrong[key] else "pass",
                 )
             )
             share = f"{floor / timing.median_ms:5.0%} of the floor" if floor else ""

@@ -62,7 +62,7 @@ def torch_searches(*, compiled: bool = True) -> dict[str, Search]:
 
 def vqp_search(shape: Shape, codebooks: Tensor) -> Search | None:
     """vector-quantize-pytorch in eval mode; separate codebooks as heads where there are groups. None: not there."""
-    if importlib.util.find_spec("vector_quantize_pytorch") is None or (shape.G > 1 and shape.Q > 1):
+    if not installed(VQP) or (shape.G > 1 and shape.Q > 1):
         return None
     module = vqp_module(shape, codebooks).eval()
 
@@ -109,6 +109,28 @@ def vqp_module(shape: Shape, codebooks: Tensor, *, grouped: bool = False) -> nn.
         state.embed_avg.copy_(part)
         state.initted.fill_(True)
     return module.to(codebooks.device)
+
+
+def flash_kmeans(x: Tensor, codebooks: Tensor, *, half: bool) -> Callable[[], Tensor]:
+    """flash-kmeans' assignment of (G, N, D) rows, stage by stage; its own squares of rows are not timed."""
+    from flash_kmeans.assign_euclid_triton import euclid_assign_triton
+
+    dtype = torch.float16 if half else torch.float32
+    rows, codes = x.to(dtype), codebooks.to(dtype)
+    squares = rows.float().square().sum(-1)
+
+    def search(rows: Tensor, codebook: Tensor) -> Tensor:
+        known = squares if rows.data_ptr() == first else rows.float().square().sum(-1)
+        found: Tensor = euclid_assign_triton(rows, codebook.contiguous(), known)
+        return found.long()
+
+    first = rows.data_ptr()
+    return lambda: staged(search)(rows, codes)
+
+
+def installed(peer: str) -> bool:
+    """Whether a peer's package is there."""
+    return importlib.util.find_spec(peer.replace("-", "_")) is not None
 
 
 @functools.cache

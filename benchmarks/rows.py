@@ -15,6 +15,9 @@ from pathlib import Path
 
 import torch
 
+from fastvq.benchmarks.shapes import Shape
+from fastvq.benchmarks.timing import Timing
+
 SCHEMA = "fastvq-bench/1"
 
 
@@ -49,6 +52,49 @@ class Row:
     peak_mib: float | None
     mismatch_rows: int | None
     gate: str
+
+
+def timed(
+    shape: Shape,
+    timing: Timing,
+    *,
+    op: str,
+    pass_: str,
+    dtype: str = "float32",
+    impl: str = "",
+    precision: str = "",
+    peer: str = "",
+    peer_version: str = "",
+    floor_ms: float | None = None,
+    floor_kind: str = "",
+    peak_mib: float | None = None,
+    mismatch_rows: int | None = None,
+) -> Row:
+    """The row of one contender at one shape; the gate fails where rows mismatch."""
+    return Row(
+        op=op,
+        pass_=pass_,
+        shape=shape.name,
+        G=shape.G,
+        N=shape.N,
+        K=shape.K,
+        D=shape.D,
+        Q=shape.Q,
+        dtype=dtype,
+        precision=precision,
+        impl=impl,
+        peer=peer,
+        peer_version=peer_version,
+        reps=timing.reps,
+        median_ms=timing.median_ms,
+        p20_ms=timing.p20_ms,
+        p80_ms=timing.p80_ms,
+        floor_ms=floor_ms,
+        floor_kind=floor_kind,
+        peak_mib=peak_mib,
+        mismatch_rows=mismatch_rows,
+        gate="fail" if mismatch_rows else "pass",
+    )
 
 
 ENVIRONMENT = (

@@ -23,8 +23,23 @@ class Elapsed(NamedTuple):
     ms: float
 
 
+Measure = Callable[[Callable[[], object]], float]
+
+
+def wall_ms(call: Callable[[], object]) -> float:
+    """Milliseconds that a call takes by the clock on the wall."""
+    start = time.perf_counter()
+    result = call()
+    elapsed = 1e3 * (time.perf_counter() - start)
+    return result.ms if isinstance(result, Elapsed) else elapsed
+
+
 def interleave(
-    contenders: Mapping[str, Callable[[], object]], *, reps: int = 9, seconds: float = 20.0
+    contenders: Mapping[str, Callable[[], object]],
+    *,
+    reps: int = 9,
+    seconds: float = 20.0,
+    measure: Measure = wall_ms,
 ) -> dict[str, Timing]:
     """Times each contender ``reps`` times, one call of each per round, after one warm-up round.
 
@@ -32,6 +47,7 @@ def interleave(
         contenders: name -> what to call; one that returns :class:`Elapsed` is taken at its word.
         reps: rounds; at least three are run.
         seconds: no further round begins after this long.
+        measure: what a call takes, in milliseconds.
 
     Returns:
         name -> timing.
@@ -42,10 +58,7 @@ def interleave(
     begin = time.perf_counter()
     for turn in range(reps):
         for name, call in contenders.items():
-            start = time.perf_counter()
-            result = call()
-            elapsed = 1e3 * (time.perf_counter() - start)
-            taken[name].append(result.ms if isinstance(result, Elapsed) else elapsed)
+            taken[name].append(measure(call))
         if turn >= 2 and time.perf_counter() - begin > seconds:
             break
     timings = {}
