@@ -1,4 +1,5 @@
-"""What the compilers make of the Triton kernels for devices that are not here: registers, spills, shared memory.
+"""What the compilers make of the Triton kernels for devices that are not here: registers, spills, shared memory, and
+what the search issues for a score.
 
 ``python -m benchmarks.ahead_of_time [sm_90 ...]`` prints one row per kernel, launch and target. The launches are the
 real ones: the public functions run on small CPU tensors with every launch recorded instead of made, so that a
@@ -21,8 +22,10 @@ from unittest import mock
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource, make_backend
 
+from fastvq.benchmarks import disassembly
 from fastvq.kernels import triton as kernels
 from fastvq.kernels.triton import _configs
 
@@ -38,7 +41,11 @@ class Launch(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """What came out for one target. Bytes of registers spilled to memory and of shared memory are per program."""
+    """What came out for one target. Bytes of registers spilled to memory and of shared memory are per program.
+
+    instructions: what a lane issues for one score beside the matrix products, see ``disassembly``: once a tile of
+    codes and, where rows are read in pieces, for each piece besides; empty where nothing is counted.
+    """
 
     case: str
     kernel: str
@@ -46,6 +53,7 @@ class Compiled(NamedTuple):
     registers: int
     spill_bytes: int
     shared_bytes: int
+    instructions: list[float]
     assembly: str
 
 
@@ -81,8 +89,28 @@ def compile_launch(case: str, launch: Launch, target: str) -> Compiled:
     compiled = triton.compile(source, target=gpu(target), options=launch.options.__dict__)
     hip = gpu(target).backend == "hip"
     registers, spill_bytes = amd_usage(compiled) if hip else nvidia_usage(compiled)
-    assembly = compiled.asm["amdgcn" if hip else "ptx"]
-    return Compiled(case, launch.kernel.__name__, target, registers, spill_bytes, compiled.metadata.shared, assembly)
+    return Compiled(
+        case,
+        launch.kernel.__name__,
+        target,
+        registers,
+        spill_bytes,
+        compiled.metadata.shared,
+        [] if hip else instructions_a_score(launch, compiled),
+        compiled.asm["amdgcn" if hip else "ptx"],
+    )
+
+
+def instructions_a_score(launch: Launch, compiled: Any) -> list[float]:
+    """See :class:`Compiled`; of the kernels that search."""
+    parameters = [parameter.name for parameter in launch.kernel.params]
+    constants = {parameters[place]: value for (place,), value in launch.constants.items()}
+    if not disassembly.available() or not launch.kernel.__name__.startswith("nearest"):
+        return []
+    scores = constants["BN"] * constants["BK"] / (launch.options.num_warps * launch.options.warp_size)
+    loops = disassembly.matrix_loops(disassembly.disassemble(compiled.asm["cubin"]))
+    pieces, codes = ([], loops[:1]) if constants.get("ONE_PIECE", True) else (loops[:1], loops[1:2])
+    return [loop.others / scores for loop in codes + pieces]
 
 
 def nvidia_usage(compiled: Any) -> tuple[int, int]:
@@ -101,11 +129,19 @@ def nvidia_usage(compiled: Any) -> tuple[int, int]:
         ptx.write_text(compiled.asm["ptx"])
         arch = re.search(r"\.target (sm_\w+)", compiled.asm["ptx"])
         assert arch, "the PTX names no target"
-        tool = tools / ("ptxas-blackwell" if arch[1].startswith("sm_10") else "ptxas")
-        text = output_of(tool, "-v", f"-arch={arch[1]}", *fusion(compiled), ptx, "-o", cubin)
-        found = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", text)
-        assert found, f"ptxas printed no spills: {text}"
-        return registers, max(int(found[1]), int(found[2]))
+        tool = get_ptxas(compiled.metadata.target.arch).path
+        # Versions of Triton differ in how they run ptxas; the log that counts describes the code at hand.
+        for allocator in ((), ("--regAllocOptLevel=2",)):
+            with contextlib.suppress(subprocess.CalledProcessError):
+                text = output_of(tool, "-v", f"-arch={arch[1]}", *fusion(compiled), *allocator, ptx, "-o", cubin)
+                found = re.search(
+                    rf"{stack} bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+                    rf"(?s:.*)Used {registers} registers",
+                    text,
+                )
+                if found:
+                    return registers, max(int(found[1]), int(found[2]))
+        raise AssertionError(f"ptxas did not make the code at hand again: {text}")
 
 
 def fusion(compiled: Any) -> tuple[str, ...]:
@@ -211,13 +247,16 @@ def compile_all(target: str) -> list[Compiled]:
 
 
 def table(rows: list[Compiled]) -> str:
-    """Rows as aligned text, with the matrix instructions a kernel uses."""
-    lines = [f"{'case':<24} {'kernel':<18} {'target':<7} {'regs':>5} {'spill':>6} {'shared':>7}  matrix"]
+    """Rows as aligned text, with the instructions a score costs and the matrix instructions a kernel uses."""
+    lines = [
+        f"{'case':<24} {'kernel':<18} {'target':<7} {'regs':>5} {'spill':>6} {'shared':>7} {'a score':>11}  matrix"
+    ]
     for row in rows:
         matrix = re.search(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma_\w+?_f16", row.assembly)
         lines.append(
             f"{row.case:<24} {row.kernel.removesuffix('_kernel'):<18} {row.target:<7} {row.registers:>5} "
-            f"{row.spill_bytes:>6} {row.shared_bytes:>7}  {matrix[0] if matrix else '-'}"
+            f"{row.spill_bytes:>6} {row.shared_bytes:>7} "
+            f"{' + '.join(f'{count:.2f}' for count in row.instructions) or '-':>11}  {matrix[0] if matrix else '-'}"
         )
     return "\n".join(lines)
 
