@@ -26,8 +26,9 @@ from pathlib import Path
 import torch
 
 SOURCES = Path(__file__).resolve().parent
-ONCE = ("ops", "parallel", "isa", "prepared", "schedule", "order")  # files compiled for any processor
-PER_ISA = ("search", "oracle", "segment", "lookup", "ema")  # files compiled for each instruction set
+# Files compiled for any processor, and those compiled for each instruction set.
+ONCE = ("ops", "parallel", "isa", "prepared", "schedule", "order", "stack")
+PER_ISA = ("search", "oracle", "segment", "lookup", "ema", "residual", "residual_sum")
 ISA_FLAGS = {  # widest first
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"],
     "avx2": ["-mavx2", "-mfma"],

@@ -6,15 +6,22 @@
 namespace fastvq::cpu {
 
 // The build defines FASTVQ_HAS_<name> for every instruction set it compiles the kernels for.
-#define FASTVQ_TABLE(isa)                                                                                 \
-  namespace isa {                                                                                         \
-  extern const NearestKernels nearest_kernels;                                                            \
-  extern const SegmentKernels segment_kernels;                                                            \
-  extern const LookupKernels lookup_kernels;                                                              \
-  extern const EmaKernels ema_kernels;                                                                    \
-  }                                                                                                       \
-  constexpr Kernels isa##_table{#isa, &isa::nearest_kernels, &isa::segment_kernels, &isa::lookup_kernels, \
-                                &isa::ema_kernels};
+#define FASTVQ_TABLE(isa)                                    \
+  namespace isa {                                            \
+  extern const NearestKernels nearest_kernels;               \
+  extern const SegmentKernels segment_kernels;               \
+  extern const LookupKernels lookup_kernels;                 \
+  extern const EmaKernels ema_kernels;                       \
+  extern const ResidualKernels residual_kernels;             \
+  extern const ResidualSumKernels residual_sum_kernels;      \
+  }                                                          \
+  constexpr Kernels isa##_table{#isa,                        \
+                                &isa::nearest_kernels,       \
+                                &isa::segment_kernels,       \
+                                &isa::lookup_kernels,        \
+                                &isa::ema_kernels,           \
+                                &isa::residual_kernels,      \
+                                &isa::residual_sum_kernels};
 #if defined(FASTVQ_HAS_avx512)
 FASTVQ_TABLE(avx512)
 #endif

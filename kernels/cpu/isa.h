@@ -4,6 +4,8 @@
 #include "ema.h"
 #include "lookup.h"
 #include "nearest.h"
+#include "residual.h"
+#include "residual_sum.h"
 #include "segment.h"
 
 namespace fastvq::cpu {
@@ -14,6 +16,8 @@ struct Kernels {
   const SegmentKernels* segment;
   const LookupKernels* lookup;
   const EmaKernels* ema;
+  const ResidualKernels* residual;
+  const ResidualSumKernels* residual_sum;
 };
 
 // The kernels in use. A choice must have been made.

@@ -45,6 +45,11 @@ static void copy_rows(const void* data, const int64_t* offsets, int64_t count, i
                       Target* out, int64_t out_stride) {
   const auto* from = static_cast<const Source*>(data);
   if (dim_stride == 1) {
+    if constexpr (sizeof(Source) == sizeof(Target)) {
+      for (int64_t r = 0; r < count; ++r)
+        std::memcpy(out + r * out_stride, from + offsets[r], dim * sizeof(Target));
+      return;
+    }
     for (int64_t r = 0; r < count; ++r)
       for (int64_t d = 0; d < dim; ++d) out[r * out_stride + d] = widen(from[offsets[r] + d]);
     return;
@@ -64,6 +69,17 @@ static inline void load_rows(const Rows& x, const int64_t* offsets, int64_t coun
                     : x.dtype == DType::float16 ? copy_rows<Half, float>
                                                 : copy_rows<BFloat16, float>;
   copy(x.data, offsets, count, x.dim, x.dim_stride, out, out_stride);
+}
+
+// Calls function(a value of the rows' dtype, a value of the dtype that sums and codes have beside it).
+template <class Function>
+FASTVQ_INLINE void with_types(DType dtype, Function&& function) {
+  switch (dtype) {
+    case DType::float32: return function(float{}, float{});
+    case DType::float64: return function(double{}, double{});
+    case DType::float16: return function(Half{}, float{});
+    case DType::bfloat16: return function(BFloat16{}, float{});
+  }
 }
 
 // Flat row numbers and element offsets of the rows [first, last) of one group that the mask keeps; calls

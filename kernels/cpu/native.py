@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -128,6 +129,36 @@ def lookup(indices: Tensor, codebooks: Tensor) -> Tensor:
     _check(outside, codebooks.shape[-2])
     result: Tensor = out
     return result
+
+
+def residual_nearest(
+    x: Tensor,
+    codebooks: Tensor,
+    sizes: Sequence[int] | None,
+    stages: Tensor | None,
+    mask: Tensor | None,
+    precision: str = "exact",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantizes every row in stages: indices and quantized as :func:`fastvq.kernels.reference.residual_nearest`, bit
+    for bit, and errors within float32 rounding; ``precision`` as in :func:`nearest`.
+    """
+    _require()
+    indices, quantized, errors = torch.ops.fastvq_cpu.residual_nearest.default(
+        x, codebooks, sizes, stages, mask, precision == "exact"
+    )
+    return indices, quantized, errors
+
+
+def residual_segment_sum(x: Tensor, indices: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums what each code of each stage stood for, in float64 in row order, whatever the number of threads.
+
+    Raises:
+        IndexError: an index outside [-1, K).
+    """
+    _require()
+    sums, counts, outside = torch.ops.fastvq_cpu.residual_segment_sum.default(x, indices, codebooks)
+    _check(outside, codebooks.shape[-2])
+    return sums, counts
 
 
 def _load() -> str | None:

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "isa.h"
 
@@ -104,6 +105,52 @@ std::tuple<Tensor, int64_t> lookup_op(const Tensor& indices, const Tensor& codeb
   return {out, outside};
 }
 
+CodeStack stack_of(const Tensor& codebooks) {
+  return {codebooks.data_ptr(),  is_double(codebooks), codebooks.size(0),   codebooks.size(1),   codebooks.size(2),
+          codebooks.size(3),     codebooks.stride(0),  codebooks.stride(1), codebooks.stride(2), codebooks.stride(3)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> residual_nearest_op(const Tensor& x, const Tensor& codebooks,
+                                                       std::optional<std::vector<int64_t>> sizes,
+                                                       std::optional<Tensor> stages, std::optional<Tensor> mask,
+                                                       bool exact) {
+  ResidualNearest call{};
+  call.x = rows_of(x);
+  if (mask) call.mask = grid_of<const bool>(*mask);
+  if (stages)
+    call.stages = {static_cast<const int64_t*>(stages->data_ptr()), 0, stages->stride(0), stages->stride(1), 0};
+  call.codebooks = stack_of(codebooks);
+  call.sizes = sizes ? sizes->data() : nullptr;
+  call.exact = exact;
+  const int64_t of_stages[] = {call.x.groups, call.x.rows1, call.x.rows2, call.codebooks.stages};
+  const int64_t of_rows[] = {call.x.groups, call.x.rows1, call.x.rows2, call.x.dim};
+  constexpr int rows_outermost[] = {1, 2, 0, 3};
+  Tensor indices = empty(of_stages, rows_outermost, aoti_torch_dtype_int64());
+  Tensor errors = empty(of_stages, rows_outermost, result_dtype(call.codebooks.is_double));
+  Tensor quantized = empty(of_rows, rows_outermost, dtype_of(x));
+  call.indices = static_cast<int64_t*>(indices.data_ptr());
+  call.errors = errors.data_ptr();
+  call.quantized = quantized.data_ptr();
+  residual_nearest(call);
+  return {indices, quantized, errors};
+}
+
+std::tuple<Tensor, Tensor, int64_t> residual_segment_sum_op(const Tensor& x, const Tensor& indices,
+                                                            const Tensor& codebooks) {
+  ResidualSum call{};
+  call.x = rows_of(x);
+  call.indices = grid_of<const int64_t>(indices);
+  call.codebooks = stack_of(codebooks);
+  const CodeStack& stack = call.codebooks;
+  const int32_t dtype = result_dtype(stack.is_double);
+  Tensor sums = empty({stack.groups, stack.stages, stack.codes, stack.dim}, {0, 1, 2, 3}, dtype);
+  Tensor counts = empty({stack.groups, stack.stages, stack.codes}, {0, 1, 2}, dtype);
+  call.sums = sums.data_ptr();
+  call.counts = counts.data_ptr();
+  const int64_t outside = residual_segment_sum(call);
+  return {sums, counts, outside};
+}
+
 Tensor ema_update_op(const Tensor& codebook, const Tensor& embed_sum, const Tensor& cluster_size, const Tensor& sums,
                      const Tensor& counts, double decay, double eps, bool laplace, bool normalize, double dead_below,
                      bool relative) {
@@ -137,6 +184,10 @@ std::string isa() { return kernels().name; }
 STABLE_TORCH_LIBRARY(fastvq_cpu, library) {
   library.def("nearest(Tensor x, Tensor codebook, Tensor? mask, int metric, bool exact) -> (Tensor, Tensor)");
   library.def("segment_sum(Tensor x, Tensor indices, int num_codes) -> (Tensor, Tensor, int)");
+  library.def(
+      "residual_nearest(Tensor x, Tensor codebooks, int[]? sizes, Tensor? stages, Tensor? mask, bool exact) "
+      "-> (Tensor, Tensor, Tensor)");
+  library.def("residual_segment_sum(Tensor x, Tensor indices, Tensor codebooks) -> (Tensor, Tensor, int)");
   library.def("lookup(Tensor indices, Tensor codebooks) -> (Tensor, int)");
   library.def(
       "ema_update_(Tensor(a!) codebook, Tensor(b!) embed_sum, Tensor(c!) cluster_size, Tensor sums, Tensor counts, "
@@ -148,6 +199,8 @@ STABLE_TORCH_LIBRARY(fastvq_cpu, library) {
 STABLE_TORCH_LIBRARY_IMPL(fastvq_cpu, CPU, library) {
   library.impl("nearest", TORCH_BOX(&nearest_op));
   library.impl("segment_sum", TORCH_BOX(&segment_sum_op));
+  library.impl("residual_nearest", TORCH_BOX(&residual_nearest_op));
+  library.impl("residual_segment_sum", TORCH_BOX(&residual_segment_sum_op));
   library.impl("lookup", TORCH_BOX(&lookup_op));
   library.impl("ema_update_", TORCH_BOX(&ema_update_op));
 }

@@ -106,17 +106,6 @@ int64_t slice_scratch_bytes(const SegmentSum& call) {
   return round_up(call.codes * (round_up(call.x.dim < SLICE ? call.x.dim : SLICE, WIDTH) + 1) * 8, 64);
 }
 
-// The dtypes of rows, and of sums.
-template <class Function>
-void with_types(DType dtype, Function&& function) {
-  switch (dtype) {
-    case DType::float32: return function(float{}, float{});
-    case DType::float64: return function(double{}, double{});
-    case DType::float16: return function(Half{}, float{});
-    case DType::bfloat16: return function(BFloat16{}, float{});
-  }
-}
-
 void sum_slice(const SegmentSum& call, int64_t group, int64_t slice, char* scratch, IndexRange& seen) {
   with_types(call.x.dtype, [&](auto source, auto out) {
     sum_slice_of<decltype(source), decltype(out)>(call, group, slice, scratch, seen);

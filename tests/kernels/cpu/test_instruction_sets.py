@@ -17,7 +17,7 @@ def test_same_results(cpu, monkeypatch):
     monkeypatch.setenv("FASTVQ_CPU_ISA", "all")
     if len(build.isas()) == 1:
         pytest.skip(f"this processor runs {cpu.isa()} only")
-    files = [str(HERE / name) for name in ("test_nearest.py", "test_updates.py")]
+    files = [str(HERE / name) for name in ("test_nearest.py", "test_residual.py", "test_updates.py")]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", SELECTION, *files],
         cwd=HERE.parents[2],

@@ -1,0 +1,169 @@
+// Takes blocks of rows through residual stacks, and slices of columns through their sums, on torch's threads.
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "isa.h"
+#include "prepared.h"
+#include "workers.h"
+
+namespace fastvq::cpu {
+namespace {
+
+template <class T>
+void copy_codes(const CodeStack& from, int64_t stages, T* to) {
+  const T* data = static_cast<const T*>(from.data);
+  for (int64_t group = 0; group < from.groups; ++group)
+    for (int64_t stage = 0; stage < stages; ++stage)
+      for (int64_t k = 0; k < from.codes; ++k)
+        for (int64_t d = 0; d < from.dim; ++d)
+          *to++ = data[group * from.group_stride + stage * from.stage_stride + k * from.code_stride +
+                       d * from.dim_stride];
+}
+
+// The codes, each whole and one after the other: as given, or a copy.
+class WholeCodes {
+ public:
+  explicit WholeCodes(const CodeStack& given) : stack_(given) {
+    const bool whole = (given.dim_stride == 1 || given.dim == 1) &&
+                       (given.code_stride == given.dim || given.codes == 1);
+    if (whole) return;
+    const int64_t stages = given.stage_stride == 0 ? 1 : given.stages;
+    const int64_t values = given.groups * stages * given.codes * given.dim;
+    memory_ = std::make_unique<Memory>(values * (given.is_double ? 8 : 4));
+    if (given.is_double) copy_codes(given, stages, reinterpret_cast<double*>(memory_->start()));
+    else copy_codes(given, stages, reinterpret_cast<float*>(memory_->start()));
+    stack_.data = memory_->start();
+    stack_.code_stride = given.dim;
+    stack_.dim_stride = 1;
+    stack_.stage_stride = given.stage_stride == 0 ? 0 : given.codes * given.dim;
+    stack_.group_stride = stages * given.codes * given.dim;
+  }
+  const CodeStack& stack() const { return stack_; }
+
+ private:
+  CodeStack stack_;
+  std::unique_ptr<Memory> memory_;
+};
+
+// The search of every stage. Stages that share a codebook share its preparation.
+class PreparedStages {
+ public:
+  PreparedStages(const ResidualNearest& call, int workers) : of_stage_(call.codebooks.stages) {
+    const CodeStack& stack = call.codebooks;
+    for (int64_t stage = 0; stage < stack.stages; ++stage) {
+      const int64_t size = size_of(call, stage);
+      if (stack.stage_stride == 0)
+        for (int64_t earlier = 0; earlier < stage && !of_stage_[stage]; ++earlier)
+          if (size_of(call, earlier) == size) of_stage_[stage] = of_stage_[earlier];
+      if (of_stage_[stage]) continue;
+      const int64_t offset = stage * stack.stage_stride * (stack.is_double ? 8 : 4);
+      const Codebook codebook{static_cast<const char*>(stack.data) + offset,
+                              stack.groups,
+                              size,
+                              stack.dim,
+                              stack.group_stride,
+                              stack.code_stride,
+                              stack.dim_stride};
+      prepared_.emplace_back(codebook, Metric::l2, call.exact, stack.is_double, call.x.rows(), workers);
+      of_stage_[stage] = &prepared_.back();
+    }
+  }
+
+  const PreparedSearch& operator[](int64_t stage) const { return *of_stage_[stage]; }
+
+  int64_t block_rows(int workers) const { return prepared_.front().block_rows(workers); }
+
+  int64_t scratch_bytes(int64_t block) const {
+    int64_t most = 0;
+    for (const PreparedSearch& search : prepared_) {
+      const int64_t bytes = search.scratch_bytes(block);
+      most = bytes > most ? bytes : most;
+    }
+    return most;
+  }
+
+ private:
+  static int64_t size_of(const ResidualNearest& call, int64_t stage) {
+    return call.sizes ? call.sizes[stage] : call.codebooks.codes;
+  }
+
+  std::deque<PreparedSearch> prepared_;
+  std::vector<const PreparedSearch*> of_stage_;
+};
+
+int64_t lay_out(ResidualBlock& block, char* base, const ResidualNearest& call, int64_t rows) {
+  Arena arena(base);
+  const int64_t value = call.codebooks.is_double ? 8 : 4;
+  block.numbers = arena.take<int64_t>(rows);
+  block.offsets = arena.take<int64_t>(rows);
+  block.depths = arena.take<int32_t>(rows);
+  block.order = arena.take<int64_t>(rows * 3);
+  block.residuals = arena.take<char>(rows * call.x.dim * value);
+  block.codes = arena.take<int64_t>(rows);
+  block.errors = arena.take<char>(rows * value);
+  block.sum = arena.take<char>(call.x.dim * value);
+  return arena.used();
+}
+
+}  // namespace
+
+void residual_nearest(ResidualNearest& call) {
+  const int64_t rows = call.x.rows(), groups = call.x.groups, dim = call.x.dim;
+  if (rows == 0 || groups == 0) return;
+  const WholeCodes whole(call.codebooks);
+  call.codebooks = whole.stack();
+  const CodeStack& stack = call.codebooks;
+  const double code_values = double(groups) * double(stack.stages) * double(stack.codes) * double(dim);
+  const int workers = workers_for(2 * code_values * double(rows));
+  const PreparedStages searches(call, workers);
+  const ResidualKernels& isa = *kernels().residual;
+
+  const int64_t block = searches.block_rows(workers), parts = ceil_div(rows, block);
+  const int64_t search_bytes = searches.scratch_bytes(block);
+  ResidualBlock measured;
+  const int64_t bytes = search_bytes + lay_out(measured, nullptr, call, block);
+  const Memory scratch(workers * bytes);
+  run_tasks(parts * groups, workers, [&](int64_t task, int worker) {
+    const int64_t group = task % groups, first = task / groups * block;
+    char* search_scratch = scratch.start() + worker * bytes;
+    ResidualBlock own;
+    lay_out(own, search_scratch + search_bytes, call, block);
+    const int count = isa.begin(call, group, first, first + block < rows ? first + block : rows, own);
+    int left = count;
+    for (int64_t stage = 0; stage < stack.stages; ++stage) {
+      while (left > 0 && own.depths[left - 1] <= stage) --left;
+      if (left == 0) break;
+      searches[stage].search(own.residuals, dim, left, group, block, search_scratch, own.codes, own.errors);
+      isa.advance(call, group, stage, left, own);
+    }
+    isa.finish(call, group, count, own);
+  });
+}
+
+int64_t residual_segment_sum(ResidualSum& call) {
+  const ResidualSumKernels& isa = *kernels().residual_sum;
+  const CodeStack& stack = call.codebooks;
+  const int64_t groups = call.x.groups, dim = call.x.dim;
+  const int workers = workers_for(double(groups) * double(call.x.rows()) * double(stack.stages) * double(dim));
+  // A stage's sums of one slice stay in the second-level cache, and all of them within a few megabytes.
+  constexpr int64_t STAGE_BYTES = 128 * 1024, ALL_BYTES = 4 * 1024 * 1024, LEAST = 8, MOST = 64;
+  const auto suits = [&](int64_t width) {
+    const int64_t stage_bytes = width * stack.codes * 8;
+    return stage_bytes <= STAGE_BYTES && stage_bytes * stack.stages <= ALL_BYTES &&
+           groups * ceil_div(dim, width) >= int64_t{2} * workers;
+  };
+  int64_t width = MOST;
+  while (width > LEAST && !suits(width)) width /= 2;
+  call.width = width < dim ? width : dim;
+  const int64_t slices = ceil_div(dim, call.width);
+  const int64_t scratch_bytes = isa.slice_scratch_bytes(call);
+  const Memory scratch(workers * scratch_bytes);
+  const Ranges seen(workers);
+  run_tasks(groups * slices, workers, [&](int64_t task, int worker) {
+    isa.sum_slice(call, task / slices, task % slices, scratch.start() + worker * scratch_bytes, seen[worker]);
+  });
+  return seen.outside(stack.codes);
+}
+
+}  // namespace fastvq::cpu
