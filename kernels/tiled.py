@@ -51,7 +51,7 @@ def nearest(
     if metric == "cosine":
         indices, score = nearest(unit_rows(x), unit_rows(codebook), mask, "dot", precision)
         distance = 1 - score
-        return indices, distance if mask is None else torch.where(mask, distance, 0.0)
+        return indices, distance if mask is None else distance.masked_fill_(~mask, 0.0)
     groups, rows1, rows2, dim = x.shape
     rows = rows1 * rows2
     x = x.reshape(groups, rows, dim)
@@ -77,7 +77,7 @@ def nearest_topk(
     if metric == "cosine":
         indices, score = nearest_topk(unit_rows(x), unit_rows(codebook), mask, topk, "dot", precision)
         distance = 1 - score
-        return indices, distance if mask is None else torch.where(mask.unsqueeze(-1), distance, 0.0)
+        return indices, distance if mask is None else distance.masked_fill_(~mask.unsqueeze(-1), 0.0)
     groups, rows1, rows2, dim = x.shape
     rows = rows1 * rows2
     x = x.reshape(groups, rows, dim)

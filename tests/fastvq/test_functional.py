@@ -85,8 +85,9 @@ def test_autocast_changes_nothing(impl):
 def test_opcheck(impl):
     x, codebook = torch.randn(3, 2, 5, 4, requires_grad=True), torch.randn(3, 6, 4)
     mask, indices = torch.rand(3, 2, 5) > 0.5, torch.randint(-1, 6, (3, 2, 5))
-    arguments = (codebook, mask, "l2", "exact", impl)
-    torch.library.opcheck(torch.ops.fastvq.nearest, (x.detach(), *arguments))
+    for metric in ("dot", "cosine", "l2"):
+        arguments = (codebook, mask, metric, "exact", impl)
+        torch.library.opcheck(torch.ops.fastvq.nearest, (x.detach(), *arguments))
     # opcheck's own loss adds float outputs to integer ones in place, so its AOT test cannot take this op's gradient.
     rest = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.fastvq.nearest, (x, *arguments), test_utils=rest)
