@@ -5,6 +5,8 @@ from ._version import __version__
 from .codebook import Codebook
 from .estimators import RotationTrick, StraightThrough
 from .grouped import GroupedVQ, Quantized
+from .residual import GroupedResidualVQ, ResidualVQ
+from .residual_codebook import ResidualCodebook
 from .rules import EMA, AbsoluteUsage, CodebookRules, Frozen, KMeansInit, RandomInit, RelativeUsage
 from .vector_quantize import VectorQuantize
 
@@ -14,11 +16,14 @@ __all__ = [
     "Codebook",
     "CodebookRules",
     "Frozen",
+    "GroupedResidualVQ",
     "GroupedVQ",
     "KMeansInit",
     "Quantized",
     "RandomInit",
     "RelativeUsage",
+    "ResidualCodebook",
+    "ResidualVQ",
     "RotationTrick",
     "StraightThrough",
     "VectorQuantize",

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from . import functional as F
+
 
 class Estimator(Protocol):
     """Gives ``quantized`` a gradient to ``x``."""
@@ -109,4 +111,62 @@ def commitment_loss(x: Tensor, quantized: Tensor, distances: Tensor, valid: Tens
         A scalar, float32 (float64 for float64).
     """
     loss: Tensor = _Commitment.apply(x, quantized, distances, valid)
+    return loss
+
+
+class _ResidualCommitment(torch.autograd.Function):
+    """The mean of the errors that the search has already found; see :func:`residual_commitment_loss`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, errors: Tensor, left: Tensor | None, valid: Tensor | None) -> Tensor:
+        ctx.number = max(errors.numel(), 1) if valid is None else valid.sum().clamp_min(1)
+        if valid is not None:
+            errors = torch.where(valid, errors, 0)
+        ctx.number = ctx.number * x.shape[-1]
+        ctx.dtype = x.dtype
+        ctx.save_for_backward(left)
+        return errors.sum() / ctx.number
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None]:
+        (left,) = ctx.saved_tensors
+        return (left * (2 * grads[0] / ctx.number)).to(ctx.dtype), None, None, None
+
+
+def residual_commitment_loss(
+    x: Tensor, indices: Tensor, quantized: Tensor, errors: Tensor, codebooks: Tensor, *, impl: str = "auto"
+) -> Tensor:
+    """mean over stages of mean((r_q - sg(c_q))^2), r_q = x - sg(c_1 + ... + c_{q-1}), from the errors of the search.
+
+    The gradient of x is 2 sum_q r_{q+1} over the number of entries. Of a row that takes s stages, and with C the sum
+    of its codes, sum_q r_{q+1} = s x - sum_j (s - j + 1) c_j = s x - sum_j (Q - j + 1) c_j + (Q - s) C, which is one
+    look-up in codebooks scaled by Q - j + 1: no residual is formed again.
+
+    Args:
+        x: (G, R1, R2, D), gets the gradient.
+        indices: (G, R1, R2, Q). quantized: (G, R1, R2, D). errors: (G, R1, R2, Q). All of the search.
+        codebooks: (G, Q, K, D). impl: of the look-up.
+
+    Returns:
+        A scalar, float32 (float64 for float64); stages that a row does not take, and rows that are not finite, count
+        for nothing.
+    """
+    stages = indices.shape[-1]
+    known = indices.device.type == "cpu" and not torch.compiler.is_compiling()
+    valid = None
+    if not known or bool((indices < 0).any()):
+        valid = (indices >= 0) & ~errors.isnan().any(-1, keepdim=True)
+    left = None
+    if x.requires_grad and torch.is_grad_enabled():
+        with torch.no_grad():
+            weights = torch.arange(stages, 0, -1, device=x.device, dtype=codebooks.dtype)
+            heavy = F.lookup(indices, codebooks * weights[:, None, None], impl=impl)
+            wide = x.to(codebooks.dtype)
+            if valid is None:
+                left = wide * stages - heavy
+            else:
+                taken = valid.sum(-1, keepdim=True)
+                left = wide * taken - heavy + (stages - taken) * quantized.to(codebooks.dtype)
+                left = torch.where(taken > 0, left, 0)
+    loss: Tensor = _ResidualCommitment.apply(x, errors, left, valid)
     return loss

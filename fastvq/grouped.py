@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import validation as check
+from .channels import ChannelGroups
 from .codebook import Codebook
 from .estimators import Estimator, StraightThrough, commitment_loss
 from .rules import CodebookRules
@@ -21,7 +21,7 @@ class Quantized(NamedTuple):
     loss: Tensor
 
 
-class GroupedVQ(nn.Module):
+class GroupedVQ(ChannelGroups):
     """Splits ``dim`` channels into contiguous groups and quantizes each with its own codebook.
 
     Args:
@@ -55,14 +55,9 @@ class GroupedVQ(nn.Module):
         channel_dim: int = -1,
         check_finite: bool = False,
     ) -> None:
-        super().__init__()
-        check.positive("dim", dim)
-        check.positive("groups", groups)
-        if dim % groups:
-            raise ValueError(f"dim must be a multiple of groups, got dim={dim} and groups={groups}")
-        self.dim, self.groups, self.channel_dim = dim, groups, channel_dim
+        super().__init__(dim, groups, channel_dim=channel_dim, check_finite=check_finite)
         self.estimator = StraightThrough() if estimator is None else estimator
-        self.commitment_weight, self.check_finite = commitment_weight, check_finite
+        self.commitment_weight = commitment_weight
         self.codebooks = Codebook(codebook_size, dim // groups, groups=groups, metric=metric, rules=rules)
 
     @property
@@ -90,7 +85,7 @@ class GroupedVQ(nn.Module):
         Raises:
             TypeError, ValueError: shapes or dtypes that do not fit; with check_finite, a row that is not finite.
         """
-        rows, mask, shape = self._rows(x, mask)
+        rows, mask, shape = self._rows(x, mask, self.codebook)
         if self.codebooks.metric == "cosine":
             rows = nn.functional.normalize(rows, dim=-1)
         if self.training:
@@ -114,7 +109,7 @@ class GroupedVQ(nn.Module):
 
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x and mask as for forward -> indices (*R, G)."""
-        rows, mask, shape = self._rows(x, mask)
+        rows, mask, shape = self._rows(x, mask, self.codebook)
         return self._index_shape(self.codebooks.search(rows.detach(), mask).indices, shape)
 
     def decode(self, indices: Tensor) -> Tensor:
@@ -123,51 +118,8 @@ class GroupedVQ(nn.Module):
         Raises:
             ValueError: the last axis is not G. IndexError: an index outside [-1, K), on a CPU.
         """
-        check.integer("indices", indices)
-        if indices.dim() < 2 or indices.shape[-1] != self.groups:
-            raise ValueError(f"indices must be (*R, {self.groups}), got shape {tuple(indices.shape)}")
-        shape = indices.shape[:-1]
-        flat = indices.reshape(-1, self.groups).t().unsqueeze(1)
+        flat, shape = self._flat_indices(indices)
         return self._restore(self.codebooks.lookup(flat), shape)
-
-    def _rows(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, torch.Size]:
-        """x as (G, R1, R2, D), a view wherever strides allow; mask as (R1, R2); the shape R."""
-        check.floating("x", x)
-        if x.dim() < 2 or x.shape[self.channel_dim] != self.dim:
-            raise ValueError(
-                f"x must have {self.dim} channels on axis {self.channel_dim} and at least one more axis, "
-                f"got shape {tuple(x.shape)}"
-            )
-        x = x.movedim(self.channel_dim, -1)
-        shape = x.shape[:-1]
-        check.mask_shape(mask, shape)
-        check.same_device(x=x, codebook=self.codebook, mask=mask)
-        if self.check_finite:
-            self._raise_unless_finite(x)
-        rows = (1, shape[0]) if len(shape) == 1 else (shape[0], shape[1:].numel())
-        if mask is not None:
-            mask = mask.expand(shape).reshape(rows)
-        return x.reshape(*rows, self.groups, self.codebooks.dim).permute(2, 0, 1, 3), mask, shape
-
-    def _restore(self, rows: Tensor, shape: torch.Size) -> Tensor:
-        """(G, R1, R2, D) back to the input's layout."""
-        return rows.permute(1, 2, 0, 3).reshape(*shape, self.dim).movedim(-1, self.channel_dim)
-
-    def _index_shape(self, indices: Tensor, shape: torch.Size) -> Tensor:
-        return indices.permute(1, 2, 0).reshape(*shape, self.groups)
-
-    @staticmethod
-    def _may_have_holes(indices: Tensor) -> bool:
-        """Whether some index may be -1: asked on a CPU, where the answer costs no sync; assumed elsewhere."""
-        return indices.device.type != "cpu" or torch.compiler.is_compiling() or bool((indices < 0).any())
-
-    def _raise_unless_finite(self, x: Tensor) -> None:
-        if torch.compiler.is_compiling():
-            raise RuntimeError("check_finite=True needs a host sync; switch it off under torch.compile")
-        bad = (~x.isfinite()).any(-1)
-        if bool(bad.any()):
-            first = tuple(bad.nonzero()[0].tolist())
-            raise ValueError(f"x must be finite, but row {first} is not ({int(bad.sum())} such rows)")
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, estimator={self.estimator}, commitment_weight={self.commitment_weight}"

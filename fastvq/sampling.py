@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -49,6 +50,15 @@ def draw_rows(x: Tensor, valid: Tensor | None, count: int, generator: torch.Gene
     return torch.where((width == 0).unsqueeze(-1), drawn + 0.01 * spread * noise, drawn)
 
 
+def complete_rows(indices: Tensor) -> Tensor | None:
+    """Rows without a hole (index -1) in any group, (R1, R2) bool for (G, R1, R2, ...); None for all, where asking
+    costs no sync."""
+    holes = (indices < 0).flatten(3).any(-1) if indices.dim() > 3 else indices < 0
+    valid = ~holes.any(0)
+    known = indices.device.type == "cpu" and not torch.compiler.is_compiling()
+    return None if known and bool(valid.all()) else valid
+
+
 def random_rows(x: Tensor, valid: Tensor | None, group: Tensor) -> Tensor:
     """A valid row, drawn at random, of each of the named groups.
 
@@ -60,12 +70,21 @@ def random_rows(x: Tensor, valid: Tensor | None, group: Tensor) -> Tensor:
     Returns:
         (..., D) in x's dtype, detached.
     """
-    rows1, rows2 = x.shape[1:3]
-    u = torch.rand(group.shape, device=x.device)
+    outer, inner = random_positions(x.shape[1:3], valid, group)
+    return x.detach()[group, outer, inner]
+
+
+def random_positions(shape: Sequence[int], valid: Tensor | None, group: Tensor) -> tuple[Tensor, Tensor]:
+    """Where in (R1, R2) a valid row lies, drawn at random: two int64 tensors in the shape of ``group``.
+
+    Without a valid row the positions mean nothing, and lie in range.
+    """
+    rows1, rows2 = shape
+    u = torch.rand(group.shape, device=group.device)
     if valid is None:
         position = (u * (rows1 * rows2)).long().clamp_max(rows1 * rows2 - 1)
     else:
         number = valid.sum()
         position = (u * number).long().minimum(number - 1).clamp_min(0)
         position = torch.argsort((~valid.reshape(-1)).to(torch.uint8), stable=True)[position]
-    return x.detach()[group, position // rows2, position % rows2]
+    return position // rows2, position % rows2

@@ -91,10 +91,10 @@ def rows(folder):
 def test_a_killed_run_ends_with_the_same_weights(config, clips, tmp_path, monkeypatch, changes):
     config = dataclasses.replace(config, **changes)
     replaced = []
-    replace = fastvq.codebook.Codebook._replace_
+    replace = fastvq.codebook.Codebook._replace_dead_
     monkeypatch.setattr(
         fastvq.codebook.Codebook,
-        "_replace_",
+        "_replace_dead_",
         lambda self, dead, *rest: replaced.append(int(dead.sum())) or replace(self, dead, *rest),
     )
     whole = train(config, clips, tmp_path / "whole")

@@ -1,0 +1,162 @@
+"""Stacks of codebooks with state: each stage quantizes what the stages before it left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import functional as F
+from . import sampling
+from . import validation as check
+from .rules import EMA, CodebookRules
+from .state import CodebookState
+
+
+class ResidualCodebook(CodebookState):
+    """G stacks of Q codebooks, by squared Euclidean distance; see :func:`fastvq.functional.residual_nearest`.
+
+    Args:
+        codebook_size: K, or Q sizes; smaller stages are padded to the largest, and their padding never chosen.
+        dim: D.
+        num_quantizers: Q.
+        groups: G.
+        shared: all stages use one codebook.
+        beam: choices kept from stage to stage, see :func:`fastvq.functional.residual_nearest`.
+        rules: initialiser, update and dead-code rule; each stage initialises on what the stage before leaves.
+        impl: implementation of the ops, see :mod:`fastvq.functional`.
+
+    Buffers, with S = 1 if shared, else Q:
+        codebook, embed_sum: (G, S, K, D). cluster_size: (G, S, K). initted: ().
+
+    Raises:
+        TypeError, ValueError: sizes that do not fit.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int | Sequence[int],
+        dim: int,
+        *,
+        num_quantizers: int,
+        groups: int = 1,
+        shared: bool = False,
+        beam: int = 1,
+        rules: CodebookRules | None = None,
+        impl: str = "auto",
+    ) -> None:
+        for name, value in (("num_quantizers", num_quantizers), ("groups", groups), ("beam", beam)):
+            check.positive(name, value)
+        sizes = (codebook_size,) * num_quantizers if isinstance(codebook_size, int) else tuple(codebook_size)
+        if len(sizes) != num_quantizers:
+            raise ValueError(
+                f"codebook_size must be one size or one for each of the {num_quantizers} quantizers, got {len(sizes)}"
+            )
+        for size in sizes:
+            check.positive("codebook_size", size)
+        mixed = len(set(sizes)) > 1
+        if shared and mixed:
+            raise ValueError(f"a shared codebook has one size, got {sizes}")
+        lead = (groups, 1 if shared else num_quantizers)
+        super().__init__(lead, max(sizes), dim, metric="l2", rules=rules, impl=impl)
+        self.num_quantizers, self.shared, self.beam = num_quantizers, shared, beam
+        self.sizes = sizes if mixed else None
+        self._clear_padding_()
+
+    def stack(self) -> Tensor:
+        """The codes of all stages, (G, Q, K, D); a view."""
+        return self.codebook.expand(-1, self.num_quantizers, -1, -1)
+
+    def search(self, x: Tensor, mask: Tensor | None = None) -> F.ResidualNearest:
+        """x (G, *R, D), mask bool, broadcasts to (G, *R) -> indices (G, *R, Q), quantized, errors (G, *R, Q)."""
+        return F.residual_nearest(
+            self._cast(x), self.stack(), sizes=self.sizes, mask=mask, beam=self.beam, impl=self.impl
+        )
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """(G, *R, Q) indices -> (G, *R, D) sums of codes in the state's dtype; -1 adds nothing."""
+        return F.lookup(indices, self.stack(), impl=self.impl)
+
+    @torch.no_grad()
+    def initialise_(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Sets the codes from rows by the rules' initialiser, stage by stage, if that has not happened yet.
+
+        Args:
+            x: (G, R1, R2, D). mask: (R1, R2) bool or None.
+        """
+        rows = x.shape[1] * x.shape[2]
+        if self._initted or self.rules.init is None or rows == 0:
+            return
+        x = self._cast(x)
+        usable = self._usable(x, mask)
+        residual = x.to(self.codebook.dtype)
+        codes = torch.zeros_like(self.codebook)
+        for stage in range(codes.shape[1]):
+            size = self.codebook_size if self.sizes is None else self.sizes[stage]
+            codes[:, stage, :size] = self.rules.init(residual, usable, size).to(codes.dtype)
+            if stage + 1 < codes.shape[1]:
+                found = F.nearest(residual, codes[:, stage, :size], impl=self.impl).indices
+                residual = residual - F.lookup(found.unsqueeze(-1), codes[:, stage : stage + 1], impl=self.impl)
+        self._start_(codes, rows)
+        self._clear_padding_()
+
+    @torch.no_grad()
+    def update_(self, x: Tensor, indices: Tensor) -> None:
+        """Moves the codes towards the residuals of their rows and replaces dead ones, by the rules.
+
+        Args:
+            x: (G, R1, R2, D). indices: (G, R1, R2, Q), -1 is left out.
+        """
+        rows = x.shape[1] * x.shape[2]
+        if not isinstance(self.rules.update, EMA) or rows == 0:
+            return
+        x = self._cast(x)
+        sums, counts = F.residual_segment_sum(x, indices, self.stack(), impl=self.impl)
+        if self.shared:
+            sums, counts = sums.sum(1, keepdim=True), counts.sum(1, keepdim=True)
+        dead = self._move_(sums.flatten(0, 1), counts.flatten(0, 1))
+        if self.rules.dead is None:
+            return
+
+        def draw(book: Tensor) -> tuple[Tensor, Tensor]:
+            valid = sampling.complete_rows(indices)
+            found = indices.new_ones((), dtype=torch.bool) if valid is None else valid.any()
+            return self._residuals(x, indices, book, sampling.random_positions(x.shape[1:3], valid, book)), found
+
+        self._replace_dead_(dead, rows, draw)
+
+    def _residuals(self, x: Tensor, indices: Tensor, book: Tensor, position: tuple[Tensor, Tensor]) -> Tensor:
+        """What the rows at a position leave to the stages of the named books, (..., D), by the codes as they are."""
+        stages = self.codebook.shape[1]
+        group, stage = book // stages, book % stages
+        if self.shared:
+            stage = torch.randint_like(book, self.num_quantizers)
+        row = x[(group, *position)].to(self.codebook.dtype)
+        chosen = indices[(group, *position)].clamp_min(0)
+        stack = self.stack()
+        for before in range(self.num_quantizers - 1):
+            code = stack[group, before, chosen[..., before]]
+            row = torch.where((before < stage).unsqueeze(-1), row - code, row)
+        return row
+
+    def _move_(self, sums: Tensor, counts: Tensor) -> Tensor:
+        if self.sizes is None:
+            return super()._move_(sums, counts)
+        dead = torch.zeros_like(counts, dtype=torch.bool)
+        for book in range(len(dead)):
+            size = self.sizes[book % self.num_quantizers]
+            part = slice(book, book + 1), slice(size)
+            dead[part] = self._step_(*(state[part] for state in self._books()), sums[part], counts[part])
+        return dead
+
+    def _mean_size(self, cluster_size: Tensor) -> Tensor:
+        if self.sizes is None:
+            return super()._mean_size(cluster_size)
+        sizes = torch.tensor(self.sizes, device=cluster_size.device).repeat(self.groups).unsqueeze(-1)
+        return cluster_size.sum(-1, keepdim=True) / sizes
+
+    def _clear_padding_(self) -> None:
+        for stage, size in enumerate(self.sizes or ()):
+            for state in (self.codebook, self.embed_sum, self.cluster_size):
+                state[:, stage, size:] = 0

@@ -1,0 +1,207 @@
+"""What every codebook with statistics shares: its buffers, the moving average, and the replacement of dead codes."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import functional as F
+from . import validation as check
+from .rules import EMA, AbsoluteUsage, CodebookRules
+
+STATE = ("codebook", "embed_sum", "cluster_size")
+
+
+class CodebookState(nn.Module):
+    """Codebooks of K codes of dimension D over leading axes, with the statistics that move them.
+
+    The state stays float32 (float64 after ``.double()``) under ``.half()``, ``.bfloat16()`` and autocast: a decay of
+    0.99 is lost in 16 bits.
+
+    Args:
+        lead: the leading axes, (G,) or (G, Q); together they count "books".
+        codebook_size: K.
+        dim: D.
+        metric: "l2", "cosine" (codes on the unit sphere) or "dot".
+        rules: initialiser, update and dead-code rule.
+        impl: implementation of the ops, see :mod:`fastvq.functional`.
+
+    Buffers:
+        codebook: (*lead, K, D), the codes.
+        embed_sum: (*lead, K, D), moving average of the sum of each code's rows.
+        cluster_size: (*lead, K), moving average of the number of each code's rows.
+        initted: (), bool, whether the codes have been initialised from data.
+
+    Raises:
+        TypeError, ValueError: sizes below 1, an unknown metric.
+    """
+
+    codebook: Tensor
+    embed_sum: Tensor
+    cluster_size: Tensor
+    initted: Tensor
+
+    def __init__(
+        self,
+        lead: tuple[int, ...],
+        codebook_size: int,
+        dim: int,
+        *,
+        metric: str,
+        rules: CodebookRules | None,
+        impl: str,
+    ) -> None:
+        super().__init__()
+        for name, value in (("codebook_size", codebook_size), ("dim", dim)):
+            check.positive(name, value)
+        check.choice("metric", metric, check.METRICS)
+        self.codebook_size, self.dim, self.groups = codebook_size, dim, lead[0]
+        self.metric, self.impl = metric, impl
+        self.rules = CodebookRules() if rules is None else rules
+        codes = torch.randn(*lead, codebook_size, dim, dtype=torch.float32)
+        if metric == "cosine":
+            codes = nn.functional.normalize(codes, dim=-1)
+        self.register_buffer("codebook", codes)
+        self.register_buffer("embed_sum", codes.clone())
+        self.register_buffer("cluster_size", torch.ones(*lead, codebook_size))
+        self._initted = self.rules.init is None
+        self.register_buffer("initted", torch.tensor(self._initted))
+
+    def _start_(self, codes: Tensor, rows: int) -> None:
+        """Takes the first codes, (*lead, K, D), found from a batch of that many rows."""
+        if self.metric == "cosine":
+            codes = nn.functional.normalize(codes, dim=-1)
+        self.codebook.copy_(codes)
+        # As if the averages had begun at zero and this batch, shared evenly, were their first step: early in training
+        # the rows move fast, and averages that weighed 1 / (1 - decay) batches from the start would trail behind.
+        share = rows / self.codebook_size
+        if isinstance(self.rules.update, EMA):
+            share *= 1 - self.rules.update.decay
+        self.cluster_size.fill_(share)
+        self.embed_sum.copy_(self.codebook * share)
+        self._initted = True
+        self.initted.fill_(True)
+
+    def _books(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The state with its leading axes as one: (M, K, D) twice and (M, K)."""
+        books = math.prod(self.codebook.shape[:-2])
+        shape = (books, self.codebook_size, self.dim)
+        return self.codebook.view(shape), self.embed_sum.view(shape), self.cluster_size.view(shape[:2])
+
+    def _move_(self, sums: Tensor, counts: Tensor) -> Tensor:
+        """One step of the moving average. sums (M, K, D) and counts (M, K) -> dead (M, K)."""
+        return self._step_(*self._books(), sums, counts)
+
+    def _step_(self, *state: Tensor) -> Tensor:
+        """The same on a part of the state: codebook, embed_sum, cluster_size, sums, counts."""
+        rule, dead = self.rules.update, self.rules.dead
+        assert isinstance(rule, EMA)
+        return F.ema_update_(
+            *state,
+            decay=rule.decay,
+            eps=rule.eps,
+            smoothing=rule.smoothing,
+            normalize=self.metric == "cosine",
+            dead_below=0.0 if dead is None else dead.threshold,
+            relative=dead is not None and dead.relative,
+            impl=self.impl,
+        )
+
+    def _replace_dead_(self, dead: Tensor, rows: int, draw: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+        """Puts drawn rows in the place of dead codes.
+
+        Args:
+            dead: (M, K) bool.
+            rows: how many rows the batch had.
+            draw: books (...) int64 -> rows (..., D), and whether there was a row to draw, a bool tensor.
+        """
+        rule = self.rules.dead
+        if isinstance(rule, AbsoluteUsage) and rule.threshold > 0 and rows < 4 * self.codebook_size:
+            self._warn_of_absolute_threshold(rows)
+        codebook, embed_sum, cluster_size = self._books()
+        if dead.device.type == "cpu" and not torch.compiler.is_compiling():
+            # On a CPU looking at the codes costs no sync, so that only the dead ones are touched.
+            book, code = dead.nonzero(as_tuple=True)
+            if not len(book):
+                return
+            drawn, found = draw(book)
+            size = self._reset_size(cluster_size).expand_as(cluster_size)[book, code]
+            kept = drawn.isfinite().all(-1) & found
+            if not bool(kept.all()):
+                book, code, drawn, size = book[kept], code[kept], drawn[kept], size[kept]
+            drawn = drawn.to(codebook.dtype)
+            cluster_size[book, code] = size
+            codebook[book, code] = drawn
+            embed_sum[book, code] = drawn * size.unsqueeze(-1)
+            return
+        # Elsewhere the same for all codes, without asking the device how many are dead.
+        book = torch.arange(len(dead), device=dead.device).unsqueeze(-1).expand(dead.shape)
+        drawn, found = draw(book)
+        drawn = drawn.to(codebook.dtype)
+        dead = dead & drawn.isfinite().all(-1) & found
+        size = self._reset_size(cluster_size).expand_as(cluster_size)
+        cluster_size.copy_(torch.where(dead, size, cluster_size))
+        dead, size = dead.unsqueeze(-1), size.unsqueeze(-1)
+        codebook.copy_(torch.where(dead, drawn, codebook))
+        embed_sum.copy_(torch.where(dead, drawn * size, embed_sum))
+
+    def _reset_size(self, cluster_size: Tensor) -> Tensor:
+        """The cluster size of a replaced code, (M, 1)."""
+        rule = self.rules.dead
+        assert rule is not None
+        mean = self._mean_size(cluster_size)
+        return mean * rule.reset if rule.relative else torch.full_like(mean, rule.reset)
+
+    def _mean_size(self, cluster_size: Tensor) -> Tensor:
+        """The mean of each book's cluster sizes, (M, 1)."""
+        return cluster_size.mean(-1, keepdim=True)
+
+    def _warn_of_absolute_threshold(self, rows: int) -> None:
+        if not getattr(self, "_warned", False) and not torch.compiler.is_compiling():
+            self._warned = True
+            warnings.warn(
+                f"AbsoluteUsage resets most codes at every step with {rows} rows for {self.codebook_size} codes; "
+                "use RelativeUsage, or at least four rows a code",
+                stacklevel=5,
+            )
+
+    def _cast(self, x: Tensor) -> Tensor:
+        """Brings x to float64 beside a float64 state, and down to float32 beside a float32 one."""
+        if (x.dtype == torch.float64) != (self.codebook.dtype == torch.float64):
+            return x.to(self.codebook.dtype)
+        return x
+
+    @staticmethod
+    def _usable(x: Tensor, mask: Tensor | None) -> Tensor | None:
+        """Rows (R1, R2) that an initialiser may use, None for all. x (G, R1, R2, D), mask (R1, R2) or None."""
+        if mask is None and x.device.type == "cpu" and not torch.compiler.is_compiling() and bool(x.isfinite().all()):
+            return None
+        finite = x.isfinite().all(-1).all(0)
+        return finite if mask is None else finite & mask
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CodebookState:
+        kept = {name: getattr(self, name) for name in STATE}
+        super()._apply(fn, recurse)
+        for name, old in kept.items():
+            new = getattr(self, name)
+            if new.dtype in (torch.float16, torch.bfloat16):
+                setattr(self, name, old.to(new.device))
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if prefix + "initted" in state_dict:
+            self._initted = bool(self.initted)
+
+    def extra_repr(self) -> str:
+        lead = ", ".join(
+            f"{name}={size}" for name, size in zip(("groups", "stages"), self.codebook.shape, strict=False)
+        )
+        return (
+            f"codebook_size={self.codebook_size}, dim={self.dim}, {lead}, metric={self.metric!r}, rules={self.rules}"
+        )
