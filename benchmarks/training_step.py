@@ -100,7 +100,7 @@ class Contender:
 
     def advance(self) -> None:
         """One step."""
-        losses = self.step(self.sampler.batch(self.number))
+        losses = self.step(self.sampler.batch(self.number).motion)
         with self.timer.backward("encoder_backward"):
             losses.total.backward()
         self.optimizer.step()
@@ -137,7 +137,7 @@ def wrong_codes(contender: Contender) -> int:
     """How many rows of a batch get a code that is not the nearest."""
     model = contender.step.model
     with torch.no_grad():
-        latents = model.encoder(model.normalise(contender.sampler.batch(0)))
+        latents = model.encoder(model.normalise(contender.sampler.batch(0).motion))
         indices = model.quantizer.encode(latents)
     groups = model.config.groups
     rows = latents.reshape(-1, groups, model.config.code_dim).transpose(0, 1).contiguous()

@@ -14,6 +14,7 @@ from fastvq.models.nn.conv import ConvImplementation
 from fastvq.models.tokenizers.config import MotionVQVAEConfig, check_integer, check_number
 
 Precision = Literal["fp32", "bf16"]
+ShortClips = Literal["skip", "pad"]
 
 # Settings that a resumed run may change: none of them moves the weights at a given step.
 RESUMABLE = ("steps", "checkpoint_every", "keep_checkpoints", "log_every", "profile_sections")
@@ -51,7 +52,9 @@ class TrainConfig:
     batch_size: int = 128
     """Windows per step."""
     window: int = 64
-    """Frames of a window; shorter clips are skipped in training."""
+    """Frames of a window."""
+    short_clips: ShortClips = "skip"
+    """What becomes of clips that are shorter than the window: left out of training, or padded and masked."""
     mirror: bool = False
     """Show each window mirrored left to right with probability one half."""
     speeds: tuple[float, ...] = (1.0,)
@@ -115,6 +118,7 @@ class TrainConfig:
             check_integer("milestones", milestone, 1)
         if self.grad_clip is not None:
             check_number("grad_clip", self.grad_clip, 0, above=True)
+        check_choice("short_clips", self.short_clips, get_args(ShortClips))
         check_choice("precision", self.precision, get_args(Precision))
         check_choice("conv", self.conv, get_args(ConvImplementation))
 

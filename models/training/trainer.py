@@ -104,6 +104,7 @@ def train(
         mirror=config.mirror,
         speeds=config.speeds,
         turn=config.turn,
+        pad_to=config.model.downsample if config.short_clips == "pad" else None,
     )
     if sampler.skipped:
         console.print(
@@ -229,10 +230,12 @@ class _Run:
         """One optimizer step."""
         timer = self.timer
         with timer.section("data"):
-            motion = self.sampler.batch(self.step).to(self.device, non_blocking=True)
+            motion, mask = self.sampler.batch(self.step)
+            motion = motion.to(self.device, non_blocking=True)
+            mask = None if mask is None else mask.to(self.device, non_blocking=True)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate(self.step)
-        losses = self.forward(motion)
+        losses = self.forward(motion, mask)
         with timer.section("backward"), timer.backward("encoder_backward"):
             self.accelerator.backward(losses.total)
         with timer.section("optimizer"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,12 +17,23 @@ from fastvq.models.motion.transform import change_speed, mirror_features
 from fastvq.models.training.data import FeatureClip
 
 
+class Windows(NamedTuple):
+    """A batch: motion (B, T, 272), and mask (B, T), True where a frame is real, or None where all are."""
+
+    motion: Tensor
+    mask: Tensor | None
+
+
 @dataclass(frozen=True)
 class _Pool:
-    """All clips at one speed, joined; where mirrored ones are wanted, a second time."""
+    """All clips at one speed, joined; where mirrored ones are wanted, a second time, ``length`` frames later.
+
+    ``starts`` and ``real`` are where a window may begin and how many of its frames are real.
+    """
 
     frames: Tensor
     starts: np.ndarray
+    real: np.ndarray
     length: int
 
 
@@ -31,16 +43,19 @@ class WindowSampler:
     The windows of a step depend on the seed and the step alone, so a resumed run sees the same ones.
 
     Args:
-        clips: clips of the train split; those shorter than the window at every speed are skipped.
+        clips: clips of the train split; those shorter than the window at every speed are skipped, or padded.
         window: frames.
         batch_size: windows in a batch.
         seed: of the draw.
         mirror: mirror each window with probability one half.
         speeds: each window is played at one of these, drawn at random; 2 is twice as fast.
         turn: turn each window about the vertical by an angle drawn at random.
+        pad_to: instead of skipping shorter clips, continue them with their last frame to a multiple of this many
+            frames and with masked zeros to the window's end. Each is as likely as a clip with as many positions as it
+            has frames.
 
     Attributes:
-        used, skipped: number of clips that are long enough at one speed at least, and that are not.
+        used, skipped: number of clips that are shown, and that are not.
         frames: number of frames in the used ones.
 
     Raises:
@@ -57,10 +72,12 @@ class WindowSampler:
         mirror: bool = False,
         speeds: Sequence[float] = (1.0,),
         turn: bool = False,
+        pad_to: int | None = None,
     ) -> None:
         played = {speed: [change_speed(clip.features, speed) for clip in clips] for speed in speeds}
         longest = [max(len(played[speed][i]) for speed in speeds) for i in range(len(clips))]
-        used = [clip for clip, length in zip(clips, longest, strict=True) if length >= window]
+        least = window if pad_to is None else 1
+        used = [clip for clip, length in zip(clips, longest, strict=True) if length >= least]
         if not used:
             raise UserError(
                 f"training needs clips of at least {window} frames, and none of the {len(clips)} clips of the train "
@@ -70,33 +87,50 @@ class WindowSampler:
         self.used, self.skipped = len(used), len(clips) - len(used)
         self.frames = sum(len(clip.features) for clip in used)
         self.window, self.batch_size, self.seed, self.turn = window, batch_size, seed, turn
-        self._mirror = mirror
-        long = [[features for features in played[speed] if len(features) >= window] for speed in speeds]
-        self._pools = [self._pool(features) for features in long if features]
+        self._mirror, self._pad_to = mirror, pad_to
+        shown = [[features for features in played[speed] if len(features) >= least] for speed in speeds]
+        self._pools = [self._pool(features) for features in shown if features]
 
     def _pool(self, clips: Sequence[np.ndarray]) -> _Pool:
-        joined = np.concatenate(clips)
-        ends = np.cumsum([len(features) for features in clips])
-        starts = [
-            np.arange(end - len(features), end - self.window + 1) for end, features in zip(ends, clips, strict=True)
-        ]
-        frames = np.concatenate([joined, mirror_features(joined)]) if self._mirror else joined
-        return _Pool(torch.from_numpy(frames), np.concatenate(starts), len(joined))
+        frames, starts, real, length = [], [], [], 0
+        for features in clips:
+            if len(features) >= self.window:
+                count = len(features) - self.window + 1
+                starts.append(length + np.arange(count))
+                real.append(np.full(count, self.window))
+            else:
+                count, features = len(features), self._padded(features)
+                starts.append(np.full(count, length))
+                real.append(np.full(count, len(features)))
+                features = np.pad(features, ((0, self.window - len(features)), (0, 0)))
+            frames.append(features)
+            length += len(features)
+        joined = np.concatenate(frames)
+        joined = np.concatenate([joined, mirror_features(joined)]) if self._mirror else joined
+        return _Pool(torch.from_numpy(joined), np.concatenate(starts), np.concatenate(real), length)
 
-    def batch(self, step: int) -> Tensor:
-        """The windows of a step: (batch_size, window, 272) float32, not normalised."""
+    def _padded(self, features: np.ndarray) -> np.ndarray:
+        assert self._pad_to is not None
+        return np.pad(features, ((0, -len(features) % self._pad_to), (0, 0)), mode="edge")
+
+    def batch(self, step: int) -> Windows:
+        """The windows of a step: motion (batch_size, window, 272) float32, not normalised, and mask."""
         draw = np.random.Generator(np.random.Philox(key=[self.seed, step]))
         windows = torch.empty(self.batch_size, self.window, self._pools[0].frames.shape[1])
         chosen = draw.integers(len(self._pools), size=self.batch_size)
+        real = np.empty(self.batch_size, dtype=np.int64)
         for number, pool in enumerate(self._pools):
             at = np.flatnonzero(chosen == number)
-            starts = pool.starts[draw.integers(len(pool.starts), size=len(at))]
+            place = draw.integers(len(pool.starts), size=len(at))
+            starts, real[at] = pool.starts[place], pool.real[place]
             if self._mirror:
                 starts = starts + pool.length * draw.integers(2, size=len(at))
             windows[torch.from_numpy(at)] = pool.frames[torch.from_numpy(starts)[:, None] + torch.arange(self.window)]
         if self.turn:
             turn_(windows, torch.from_numpy(draw.uniform(-math.pi, math.pi, self.batch_size)))
-        return windows
+        if self._pad_to is None:
+            return Windows(windows, None)
+        return Windows(windows, torch.arange(self.window) < torch.from_numpy(real)[:, None])
 
 
 def turn_(windows: Tensor, angles: Tensor) -> None:
