@@ -1,0 +1,29 @@
+"""The tool that counts rows whose code is not the oracle's."""
+
+import torch
+
+from fastvq.benchmarks import exactness
+from fastvq.kernels import tiled
+
+
+class Careless:
+    """An implementation that takes the second code for the first."""
+
+    @staticmethod
+    def nearest(x, codebook, mask, metric="l2", precision="exact"):
+        indices, distances = tiled.nearest(x, codebook, mask, metric)
+        return torch.where(indices == 0, 1, indices), distances
+
+
+def test_wrong_codes_are_counted():
+    tallies = list(exactness.blocks(Careless, "cpu", 100, classes=[(5, 3)], dtypes=[torch.float32]))
+    assert sum(tally.exact for tally in tallies) > 0
+    assert sum(tally.fast for tally in tallies) > 0
+
+
+def test_the_command_prints_every_class_and_a_sum(capsys):
+    assert exactness.main(["tiled", "--rows", "1"]) == 0
+    printed = capsys.readouterr().out
+    for codes, dim in exactness.CLASSES:
+        assert f"K {codes:4d}  D {dim:4d}" in printed
+    assert "0 wrong in exact mode" in printed
