@@ -150,7 +150,8 @@ def segment_sum(x: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor, Ten
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     sums = torch.empty((groups, num_codes, dim), dtype=dtype, device=x.device)
     keys = indices.reshape(groups, rows)
-    keys = torch.where(keys < 0, num_codes, keys.clamp_max(num_codes)).to(torch.int32)
+    # Contiguous, for the sorted order inherits the storage of the keys.
+    keys = torch.where(keys < 0, num_codes, keys.clamp_max(num_codes)).to(torch.int32).contiguous()
     keys, order = torch.sort(keys, dim=-1, stable=True)
     bounds = torch.arange(num_codes + 1, dtype=torch.int32, device=x.device).repeat(groups, 1)
     starts = torch.searchsorted(keys, bounds)

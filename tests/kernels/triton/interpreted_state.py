@@ -23,6 +23,12 @@ def test_segment_sum(dtype):
         assert not gate.segment_mismatches(kernels, feature_map, indices, num_codes).any()
 
 
+def test_segment_sum_by_indices_as_the_search_stores_them():
+    x = torch.randn(2, 5, 3, 4).permute(2, 0, 1, 3)
+    indices = torch.randint(-1, 3, (2, 5, 3)).permute(2, 0, 1)
+    assert not gate.segment_mismatches(kernels, x, indices, 3).any()
+
+
 def test_segment_sum_of_codes_longer_than_a_piece():
     """One code takes nearly all rows, one exactly a piece, others none."""
     piece = segment_module.PIECE
