@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from . import gradients
-from .kernels.beam import residual_beam
 
 IMPLEMENTATIONS = ("auto", "triton", "cpu", "tiled", "reference")
 OPS = (
@@ -179,8 +178,10 @@ def _residual_beam(
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     kernels = implementation(impl, x.device.type, "nearest_topk")
+    search = importlib.import_module("fastvq.kernels.beam").residual_beam
     with full_precision(x.device.type):
-        return residual_beam(kernels, x, codebooks, sizes, stages, mask, beam, precision)
+        result: tuple[Tensor, Tensor, Tensor] = search(kernels, x, codebooks, sizes, stages, mask, beam, precision)
+    return result
 
 
 @torch.library.impl("fastvq::segment_sum", "default")

@@ -84,7 +84,8 @@ start = time.perf_counter()
 import fastvq
 new = {{name.split(".")[0] for name in set(sys.modules) - before}}
 assert not new & {{"triton", "ninja", "numba", "accelerate", "rich", "tyro", "scipy"}}, new
-assert "fastvq.kernels.triton" not in sys.modules and "fastvq.kernels.cpu" not in sys.modules
+# Only when one is used, and so not before a bare checkout has been told where they are.
+assert not [name for name in sys.modules if name.startswith("fastvq.kernels")]
 {extra}
 """
 
