@@ -127,6 +127,19 @@ def full_precision(device_type: str) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
+def call(op: Any, *arguments: Any) -> Any:
+    """``op(*arguments)``, past the Python function that torch keeps before every op that has gradients where none is
+    asked for: it would take longer than a small search."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or (torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments))
+    ):
+        return op(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)
+
+
 def _run(op: str, impl: str, device_type: str, *arguments: Any) -> Any:
     with full_precision(device_type):
         return getattr(implementation(impl, device_type, op), op)(*arguments)
@@ -289,3 +302,27 @@ for _op, _context, _backward in (
     ("lookup", gradients.lookup_context, gradients.lookup_backward),
 ):
     torch.library.register_autograd(f"fastvq::{_op}", _backward, setup_context=_context)
+
+
+# Once the C++ kernels are loaded they answer for CPU tensors (kernels/cpu/ops.cpp). Where ``impl`` names another
+# implementation, they come back to these. Exceptions do not pass C++, so they come back as bytes of text.
+
+
+def _define_python(op: str) -> None:
+    schema = getattr(torch.ops.fastvq, op).default._schema
+    arguments, results = str(schema).partition("(")[2].rpartition(" -> ")[0], len(schema.returns)
+    name = f"fastvq::{op}_python"
+    torch.library.define(name, f"({arguments} -> ({', '.join(['Tensor'] * (results + 1))})")
+
+    @torch.library.impl(name, "CPU")
+    def run(*arguments: Any) -> tuple[Tensor, ...]:
+        try:
+            result = _run(op, arguments[-1], "cpu", *arguments[:-1])
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}".encode()
+            return (*(torch.empty(0) for _ in range(results)), torch.frombuffer(bytearray(text), dtype=torch.uint8))
+        return (*(result if isinstance(result, tuple) else (result,)), torch.empty(0, dtype=torch.uint8))
+
+
+for _op in ("nearest", "residual_nearest", "segment_sum", "residual_segment_sum", "ema_update_", "lookup"):
+    _define_python(_op)

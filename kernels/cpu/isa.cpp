@@ -66,5 +66,6 @@ bool select_kernels(const char* name) {
 }
 
 const Kernels& kernels() { return *chosen.load(); }
+bool has_kernels() { return chosen.load() != nullptr; }
 
 }  // namespace fastvq::cpu

@@ -22,6 +22,7 @@ struct Kernels {
 
 // The kernels in use. A choice must have been made.
 const Kernels& kernels();
+bool has_kernels();
 
 // Chooses by name, "" for the widest; false where the processor lacks it or the build left it out.
 bool select_kernels(const char* name);

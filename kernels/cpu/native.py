@@ -18,8 +18,6 @@ from torch import Tensor
 
 from fastvq.kernels.cpu import build
 
-METRICS = {"l2": 0, "cosine": 1, "dot": 2}  # the order of enum Metric in common.h
-
 logger = logging.getLogger("fastvq")
 _lock = threading.Lock()
 _tried = False
@@ -69,9 +67,7 @@ def nearest(
     rounding may then be confused. Distances are within float32 rounding of the reference's.
     """
     _require()
-    indices, distances = torch.ops.fastvq_cpu.nearest.default(
-        x, codebook, mask, METRICS[metric], precision == "exact"
-    )
+    indices, distances = torch.ops.fastvq_cpu.nearest.default(x, codebook, mask, metric, precision)
     return indices, distances
 
 
@@ -82,8 +78,7 @@ def segment_sum(x: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor, Ten
         IndexError: an index outside [-1, num_codes).
     """
     _require()
-    sums, counts, outside = torch.ops.fastvq_cpu.segment_sum.default(x, indices, num_codes)
-    _check(outside, num_codes)
+    sums, counts = torch.ops.fastvq_cpu.segment_sum.default(x, indices, num_codes)
     return sums, counts
 
 
@@ -110,7 +105,7 @@ def ema_update_(
         counts,
         decay,
         eps,
-        smoothing == "laplace",
+        smoothing,
         normalize,
         dead_below,
         relative,
@@ -125,10 +120,8 @@ def lookup(indices: Tensor, codebooks: Tensor) -> Tensor:
         IndexError: an index outside [-1, K).
     """
     _require()
-    out, outside = torch.ops.fastvq_cpu.lookup.default(indices, codebooks)
-    _check(outside, codebooks.shape[-2])
-    result: Tensor = out
-    return result
+    out: Tensor = torch.ops.fastvq_cpu.lookup.default(indices, codebooks)
+    return out
 
 
 def residual_nearest(
@@ -144,7 +137,7 @@ def residual_nearest(
     """
     _require()
     indices, quantized, errors = torch.ops.fastvq_cpu.residual_nearest.default(
-        x, codebooks, sizes, stages, mask, precision == "exact"
+        x, codebooks, sizes, stages, mask, precision
     )
     return indices, quantized, errors
 
@@ -156,8 +149,7 @@ def residual_segment_sum(x: Tensor, indices: Tensor, codebooks: Tensor) -> tuple
         IndexError: an index outside [-1, K).
     """
     _require()
-    sums, counts, outside = torch.ops.fastvq_cpu.residual_segment_sum.default(x, indices, codebooks)
-    _check(outside, codebooks.shape[-2])
+    sums, counts = torch.ops.fastvq_cpu.residual_segment_sum.default(x, indices, codebooks)
     return sums, counts
 
 
@@ -182,10 +174,3 @@ def _require() -> None:
     reason = unavailable_reason()
     if reason is not None:
         raise RuntimeError(f"the C++ kernels cannot run: {reason}")
-
-
-def _check(outside: int, num_codes: int) -> None:
-    if outside != -1:
-        raise IndexError(
-            f"indices must lie in [-1, {num_codes}), got {outside}: these indices belong to another codebook"
-        )

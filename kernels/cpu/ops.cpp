@@ -1,41 +1,37 @@
-// The ops as torch sees them, through its stable ABI: one build serves every Python and needs no C++ headers of ATen.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <optional>
-#include <string>
-#include <tuple>
-#include <vector>
-
+// The ops as torch sees them, through its stable C interface: one build serves every Python.
+//
+// They are registered twice: as fastvq_cpu::*, which fastvq.kernels.cpu calls, and for CPU tensors as the public
+// fastvq::* (fastvq/ops.py), which then run without Python where `impl`, their last argument, asks for these kernels.
+// Other implementations are Python functions; the ops "<name>_python" run those and return one tensor more than the
+// op, the text of the exception that ended it, since exceptions do not pass the C interface.
 #include "isa.h"
+#include "stable.h"
 
 namespace {
 
-using torch::stable::Tensor;
 using namespace fastvq::cpu;
 
-int32_t dtype_of(const Tensor& tensor) {
-  int32_t dtype;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
-  return dtype;
-}
-
-bool is_double(const Tensor& tensor) { return dtype_of(tensor) == aoti_torch_dtype_float64(); }
+bool is_double(const Tensor& tensor) { return tensor.dtype() == aoti_torch_dtype_float64(); }
 
 Rows rows_of(const Tensor& x) {
-  const int32_t dtype = dtype_of(x);
+  const int32_t dtype = x.dtype();
   const DType kind = dtype == aoti_torch_dtype_float32()   ? DType::float32
                      : dtype == aoti_torch_dtype_float64() ? DType::float64
                      : dtype == aoti_torch_dtype_float16() ? DType::float16
                                                            : DType::bfloat16;
-  return {x.data_ptr(), kind,        x.size(0),   x.size(1),   x.size(2),
-          x.size(3),    x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
+  return {x.data(),  kind,        x.size(0),   x.size(1),   x.size(2),
+          x.size(3), x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
 }
 
-template <class T>
+template <class T, int AXES>
 Grid<T> grid_of(const Tensor& tensor) {
-  return {static_cast<T*>(tensor.data_ptr()), tensor.stride(0), tensor.stride(1), tensor.stride(2),
-          tensor.dim() > 3 ? tensor.stride(3) : 0};
+  return {static_cast<T*>(tensor.data()), tensor.stride(0), tensor.stride(1), tensor.stride(2),
+          AXES > 3 ? tensor.stride(AXES - 1) : 0};
+}
+
+CodeStack stack_of(const Tensor& codebooks) {
+  return {codebooks.data(),  is_double(codebooks), codebooks.size(0),   codebooks.size(1),   codebooks.size(2),
+          codebooks.size(3), codebooks.stride(0),  codebooks.stride(1), codebooks.stride(2), codebooks.stride(3)};
 }
 
 // An uninitialised tensor whose storage has its axes in the given order.
@@ -47,165 +43,257 @@ Tensor empty(const int64_t (&sizes)[N], const int (&storage_order)[N], int32_t d
     step *= sizes[storage_order[i]] > 0 ? sizes[storage_order[i]] : 1;
   }
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(N, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  require(aoti_torch_empty_strided(N, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
 
 int32_t result_dtype(bool doubles) { return doubles ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(); }
 
-std::tuple<Tensor, Tensor> nearest_op(const Tensor& x, const Tensor& codebook, std::optional<Tensor> mask,
-                                      int64_t metric, bool exact) {
+Metric metric_of(const Text& text) {
+  if (text == "l2") return Metric::l2;
+  if (text == "cosine") return Metric::cosine;
+  if (text == "dot") return Metric::dot;
+  throw std::invalid_argument("metric must be 'l2', 'cosine' or 'dot'");
+}
+
+// The same words as kernels/_layout.py.
+void check_inside(int64_t outside, int64_t codes) {
+  if (outside == -1) return;
+  throw std::out_of_range("indices must lie in [-1, " + std::to_string(codes) + "), got " + std::to_string(outside) +
+                          ": these indices belong to another codebook");
+}
+
+void nearest_op(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  const Tensor x = arguments.tensor(), codebook = arguments.tensor();
+  const std::optional<Tensor> mask = arguments.optional_tensor();
+  const Text metric = arguments.text(), precision = arguments.text();
   Nearest call{};
   call.x = rows_of(x);
-  if (mask) call.mask = grid_of<const bool>(*mask);
-  call.codebook = {codebook.data_ptr(), codebook.size(0),   codebook.size(1),  codebook.size(2),
-                   codebook.stride(0),  codebook.stride(1), codebook.stride(2)};
-  call.metric = static_cast<Metric>(metric);
-  call.exact = exact;
+  if (mask) call.mask = grid_of<const bool, 3>(*mask);
+  call.codebook = {codebook.data(),    codebook.size(0),   codebook.size(1),  codebook.size(2),
+                   codebook.stride(0), codebook.stride(1), codebook.stride(2)};
+  call.metric = metric_of(metric);
+  call.exact = precision == "exact";
   const int64_t sizes[] = {call.x.groups, call.x.rows1, call.x.rows2};
   constexpr int rows_outermost[] = {1, 2, 0};
   Tensor indices = empty(sizes, rows_outermost, aoti_torch_dtype_int64());
   Tensor distances = empty(sizes, rows_outermost, result_dtype(call.is_double()));
-  call.indices = static_cast<int64_t*>(indices.data_ptr());
-  call.distances = distances.data_ptr();
+  call.indices = indices.data<int64_t>();
+  call.distances = distances.data();
   nearest(call);
-  return {indices, distances};
+  stack[0] = indices.release();
+  stack[1] = distances.release();
 }
 
-std::tuple<Tensor, Tensor, int64_t> segment_sum_op(const Tensor& x, const Tensor& indices, int64_t num_codes) {
-  SegmentSum call{rows_of(x), grid_of<const int64_t>(indices), num_codes, nullptr, nullptr};
-  const int32_t dtype = result_dtype(is_double(x));
-  Tensor sums = empty({call.x.groups, num_codes, call.x.dim}, {0, 1, 2}, dtype);
-  Tensor counts = empty({call.x.groups, num_codes}, {0, 1}, dtype);
-  call.sums = sums.data_ptr();
-  call.counts = counts.data_ptr();
-  const int64_t outside = segment_sum(call);
-  return {sums, counts, outside};
-}
-
-std::tuple<Tensor, int64_t> lookup_op(const Tensor& indices, const Tensor& codebooks) {
-  Lookup call{};
-  call.indices = grid_of<const int64_t>(indices);
-  call.groups = indices.size(0);
-  call.rows1 = indices.size(1);
-  call.rows2 = indices.size(2);
-  call.stages = indices.size(3);
-  call.codebooks = codebooks.data_ptr();
-  call.is_double = is_double(codebooks);
-  call.codes = codebooks.size(2);
-  call.dim = codebooks.size(3);
-  call.group_stride = codebooks.stride(0);
-  call.stage_stride = codebooks.stride(1);
-  call.code_stride = codebooks.stride(2);
-  call.dim_stride = codebooks.stride(3);
-  Tensor out = empty({call.groups, call.rows1, call.rows2, call.dim}, {1, 2, 0, 3}, result_dtype(call.is_double));
-  call.out = out.data_ptr();
-  const int64_t outside = lookup(call);
-  return {out, outside};
-}
-
-CodeStack stack_of(const Tensor& codebooks) {
-  return {codebooks.data_ptr(),  is_double(codebooks), codebooks.size(0),   codebooks.size(1),   codebooks.size(2),
-          codebooks.size(3),     codebooks.stride(0),  codebooks.stride(1), codebooks.stride(2), codebooks.stride(3)};
-}
-
-std::tuple<Tensor, Tensor, Tensor> residual_nearest_op(const Tensor& x, const Tensor& codebooks,
-                                                       std::optional<std::vector<int64_t>> sizes,
-                                                       std::optional<Tensor> stages, std::optional<Tensor> mask,
-                                                       bool exact) {
+void residual_nearest_op(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  const Tensor x = arguments.tensor(), codebooks = arguments.tensor();
+  const std::optional<std::vector<int64_t>> sizes = arguments.optional_integers();
+  const std::optional<Tensor> stages = arguments.optional_tensor(), mask = arguments.optional_tensor();
+  const Text precision = arguments.text();
   ResidualNearest call{};
   call.x = rows_of(x);
-  if (mask) call.mask = grid_of<const bool>(*mask);
-  if (stages)
-    call.stages = {static_cast<const int64_t*>(stages->data_ptr()), 0, stages->stride(0), stages->stride(1), 0};
+  if (mask) call.mask = grid_of<const bool, 3>(*mask);
+  if (stages) call.stages = {stages->data<const int64_t>(), 0, stages->stride(0), stages->stride(1), 0};
   call.codebooks = stack_of(codebooks);
   call.sizes = sizes ? sizes->data() : nullptr;
-  call.exact = exact;
+  call.exact = precision == "exact";
   const int64_t of_stages[] = {call.x.groups, call.x.rows1, call.x.rows2, call.codebooks.stages};
   const int64_t of_rows[] = {call.x.groups, call.x.rows1, call.x.rows2, call.x.dim};
   constexpr int rows_outermost[] = {1, 2, 0, 3};
   Tensor indices = empty(of_stages, rows_outermost, aoti_torch_dtype_int64());
+  Tensor quantized = empty(of_rows, rows_outermost, x.dtype());
   Tensor errors = empty(of_stages, rows_outermost, result_dtype(call.codebooks.is_double));
-  Tensor quantized = empty(of_rows, rows_outermost, dtype_of(x));
-  call.indices = static_cast<int64_t*>(indices.data_ptr());
-  call.errors = errors.data_ptr();
-  call.quantized = quantized.data_ptr();
+  call.indices = indices.data<int64_t>();
+  call.quantized = quantized.data();
+  call.errors = errors.data();
   residual_nearest(call);
-  return {indices, quantized, errors};
+  stack[0] = indices.release();
+  stack[1] = quantized.release();
+  stack[2] = errors.release();
 }
 
-std::tuple<Tensor, Tensor, int64_t> residual_segment_sum_op(const Tensor& x, const Tensor& indices,
-                                                            const Tensor& codebooks) {
+void segment_sum_op(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  const Tensor x = arguments.tensor(), indices = arguments.tensor();
+  SegmentSum call{rows_of(x), grid_of<const int64_t, 3>(indices), arguments.integer(), nullptr, nullptr};
+  const int32_t dtype = result_dtype(is_double(x));
+  Tensor sums = empty({call.x.groups, call.codes, call.x.dim}, {0, 1, 2}, dtype);
+  Tensor counts = empty({call.x.groups, call.codes}, {0, 1}, dtype);
+  call.sums = sums.data();
+  call.counts = counts.data();
+  check_inside(segment_sum(call), call.codes);
+  stack[0] = sums.release();
+  stack[1] = counts.release();
+}
+
+void residual_segment_sum_op(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  const Tensor x = arguments.tensor(), indices = arguments.tensor(), codebooks = arguments.tensor();
   ResidualSum call{};
   call.x = rows_of(x);
-  call.indices = grid_of<const int64_t>(indices);
+  call.indices = grid_of<const int64_t, 4>(indices);
   call.codebooks = stack_of(codebooks);
-  const CodeStack& stack = call.codebooks;
-  const int32_t dtype = result_dtype(stack.is_double);
-  Tensor sums = empty({stack.groups, stack.stages, stack.codes, stack.dim}, {0, 1, 2, 3}, dtype);
-  Tensor counts = empty({stack.groups, stack.stages, stack.codes}, {0, 1, 2}, dtype);
-  call.sums = sums.data_ptr();
-  call.counts = counts.data_ptr();
-  const int64_t outside = residual_segment_sum(call);
-  return {sums, counts, outside};
+  const CodeStack& codes = call.codebooks;
+  const int32_t dtype = result_dtype(codes.is_double);
+  Tensor sums = empty({codes.groups, codes.stages, codes.codes, codes.dim}, {0, 1, 2, 3}, dtype);
+  Tensor counts = empty({codes.groups, codes.stages, codes.codes}, {0, 1, 2}, dtype);
+  call.sums = sums.data();
+  call.counts = counts.data();
+  check_inside(residual_segment_sum(call), codes.codes);
+  stack[0] = sums.release();
+  stack[1] = counts.release();
 }
 
-Tensor ema_update_op(const Tensor& codebook, const Tensor& embed_sum, const Tensor& cluster_size, const Tensor& sums,
-                     const Tensor& counts, double decay, double eps, bool laplace, bool normalize, double dead_below,
-                     bool relative) {
+void lookup_op(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  const Tensor indices = arguments.tensor(), codebooks = arguments.tensor();
+  const CodeStack codes = stack_of(codebooks);
+  Lookup call{};
+  call.indices = grid_of<const int64_t, 4>(indices);
+  call.groups = indices.size(0);
+  call.rows1 = indices.size(1);
+  call.rows2 = indices.size(2);
+  call.stages = indices.size(3);
+  call.codebooks = codes.data;
+  call.is_double = codes.is_double;
+  call.codes = codes.codes;
+  call.dim = codes.dim;
+  call.group_stride = codes.group_stride;
+  call.stage_stride = codes.stage_stride;
+  call.code_stride = codes.code_stride;
+  call.dim_stride = codes.dim_stride;
+  Tensor out = empty({call.groups, call.rows1, call.rows2, call.dim}, {1, 2, 0, 3}, result_dtype(call.is_double));
+  call.out = out.data();
+  check_inside(lookup(call), call.codes);
+  stack[0] = out.release();
+}
+
+void ema_update_op(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  const Tensor codebook = arguments.tensor(), embed_sum = arguments.tensor(), cluster_size = arguments.tensor();
+  const Tensor sums = arguments.tensor(), counts = arguments.tensor();
   Ema call{};
-  call.codebook = codebook.data_ptr();
-  call.embed_sum = embed_sum.data_ptr();
-  call.cluster_size = cluster_size.data_ptr();
-  call.sums = sums.data_ptr();
-  call.counts = counts.data_ptr();
+  call.codebook = codebook.data();
+  call.embed_sum = embed_sum.data();
+  call.cluster_size = cluster_size.data();
+  call.sums = sums.data();
+  call.counts = counts.data();
   call.is_double = is_double(codebook);
   call.groups = codebook.size(0);
   call.codes = codebook.size(1);
   call.dim = codebook.size(2);
-  call.decay = decay;
-  call.eps = eps;
-  call.dead_below = dead_below;
-  call.laplace = laplace;
-  call.normalize = normalize;
-  call.relative = relative;
+  call.decay = arguments.real();
+  call.eps = arguments.real();
+  call.laplace = arguments.text() == "laplace";
+  call.normalize = arguments.flag();
+  call.dead_below = arguments.real();
+  call.relative = arguments.flag();
   Tensor dead = empty({call.groups, call.codes}, {0, 1}, aoti_torch_dtype_bool());
-  call.dead = static_cast<bool*>(dead.data_ptr());
+  call.dead = dead.data<bool>();
   ema_update(call);
-  return dead;
+  stack[0] = dead.release();
 }
 
-bool select_isa(std::string name) { return select_kernels(name.c_str()); }
-std::string isa() { return kernels().name; }
+void select_isa_op(StableIValue* stack, uint64_t, uint64_t) {
+  const Text name = Arguments(stack).text();
+  const char* text;
+  require(torch_string_c_str(name.get(), &text));
+  stack[0] = select_kernels(text);
+}
 
-}  // namespace
+void isa_op(StableIValue* stack, uint64_t, uint64_t) {
+  StringHandle name;
+  require(torch_new_string_handle(kernels().name, std::strlen(kernels().name), &name));
+  stack[0] = reinterpret_cast<uintptr_t>(name);
+}
 
-STABLE_TORCH_LIBRARY(fastvq_cpu, library) {
-  library.def("nearest(Tensor x, Tensor codebook, Tensor? mask, int metric, bool exact) -> (Tensor, Tensor)");
-  library.def("segment_sum(Tensor x, Tensor indices, int num_codes) -> (Tensor, Tensor, int)");
+// Throws what Python gets as the exception that `text` names.
+[[noreturn]] void rethrow(const std::string& text) {
+  const auto colon = text.find(": ");
+  const std::string kind = text.substr(0, colon), message = text.substr(colon + 2);
+  if (kind == "ValueError") throw std::invalid_argument(message);
+  if (kind == "IndexError") throw std::out_of_range(message);
+  throw std::runtime_error(kind == "RuntimeError" ? message : text);
+}
+
+// Hands the arguments of a kernel to the Python op of that name, and the results back.
+void call_python(const char* op, StableIValue* stack, uint64_t inputs, uint64_t outputs) {
+  std::vector<StableIValue> values(stack, stack + inputs);
+  if (values.size() < outputs + 1) values.resize(outputs + 1);
+  require(torch_call_dispatcher(op, "", values.data(), TORCH_ABI_VERSION));
+  const Tensor error(values[outputs]);
+  if (error.size(0) > 0) {
+    for (uint64_t i = 0; i < outputs; ++i) const Tensor dropped(values[i]);
+    rethrow(std::string(error.data<const char>(), static_cast<size_t>(error.size(0))));
+  }
+  std::memcpy(stack, values.data(), outputs * sizeof *stack);
+}
+
+using Kernel = void (*)(StableIValue*, uint64_t, uint64_t);
+
+// A public op: the same arguments as the kernel's, then `impl`.
+void run_public(Kernel kernel, const char* python, StableIValue* stack, uint64_t inputs, uint64_t outputs) {
+  Text impl(stack[inputs - 1]);
+  if (has_kernels() && (impl == "auto" || impl == "cpu")) return kernel(stack, inputs - 1, outputs);
+  impl.release();
+  call_python(python, stack, inputs, outputs);
+}
+
+// Registrations last as long as the process.
+class Library {
+ public:
+  static Library define(const char* name) {
+    Library library;
+    require(aoti_torch_library_init_def(name, __FILE__, __LINE__, &library.handle_));
+    return library;
+  }
+  static Library implement(const char* name, const char* key) {
+    Library library;
+    require(aoti_torch_library_init_impl(name, key, __FILE__, __LINE__, &library.handle_));
+    return library;
+  }
+  void def(const char* schema) { require(aoti_torch_library_def(handle_, schema)); }
+  void impl(const char* op, Kernel kernel) { require(torch_library_impl(handle_, op, kernel, TORCH_ABI_VERSION)); }
+
+ private:
+  TorchLibraryHandle handle_;
+};
+
+[[maybe_unused]] const bool registered = [] {
+  Library library = Library::define("fastvq_cpu");
+  library.def("nearest(Tensor x, Tensor codebook, Tensor? mask, str metric, str precision) -> (Tensor, Tensor)");
   library.def(
-      "residual_nearest(Tensor x, Tensor codebooks, int[]? sizes, Tensor? stages, Tensor? mask, bool exact) "
+      "residual_nearest(Tensor x, Tensor codebooks, int[]? sizes, Tensor? stages, Tensor? mask, str precision) "
       "-> (Tensor, Tensor, Tensor)");
-  library.def("residual_segment_sum(Tensor x, Tensor indices, Tensor codebooks) -> (Tensor, Tensor, int)");
-  library.def("lookup(Tensor indices, Tensor codebooks) -> (Tensor, int)");
+  library.def("segment_sum(Tensor x, Tensor indices, int num_codes) -> (Tensor, Tensor)");
+  library.def("residual_segment_sum(Tensor x, Tensor indices, Tensor codebooks) -> (Tensor, Tensor)");
+  library.def("lookup(Tensor indices, Tensor codebooks) -> Tensor");
   library.def(
       "ema_update_(Tensor(a!) codebook, Tensor(b!) embed_sum, Tensor(c!) cluster_size, Tensor sums, Tensor counts, "
-      "float decay, float eps, bool laplace, bool normalize, float dead_below, bool relative) -> Tensor");
+      "float decay, float eps, str smoothing, bool normalize, float dead_below, bool relative) -> Tensor");
   library.def("select_isa(str name) -> bool");
   library.def("isa() -> str");
-}
 
-STABLE_TORCH_LIBRARY_IMPL(fastvq_cpu, CPU, library) {
-  library.impl("nearest", TORCH_BOX(&nearest_op));
-  library.impl("segment_sum", TORCH_BOX(&segment_sum_op));
-  library.impl("residual_nearest", TORCH_BOX(&residual_nearest_op));
-  library.impl("residual_segment_sum", TORCH_BOX(&residual_segment_sum_op));
-  library.impl("lookup", TORCH_BOX(&lookup_op));
-  library.impl("ema_update_", TORCH_BOX(&ema_update_op));
-}
+  Library other = Library::implement("fastvq_cpu", "CompositeExplicitAutograd");
+  other.impl("select_isa", select_isa_op);
+  other.impl("isa", isa_op);
 
-STABLE_TORCH_LIBRARY_IMPL(fastvq_cpu, CompositeExplicitAutograd, library) {
-  library.impl("select_isa", TORCH_BOX(&select_isa));
-  library.impl("isa", TORCH_BOX(&isa));
-}
+  Library kernel = Library::implement("fastvq_cpu", "CPU"), open = Library::implement("fastvq", "CPU");
+#define FASTVQ_OP(name, run)                                                            \
+  kernel.impl(name, run);                                                               \
+  open.impl(name, [](StableIValue* stack, uint64_t inputs, uint64_t outputs) {          \
+    run_public(run, "fastvq::" name "_python", stack, inputs, outputs);                 \
+  });
+  FASTVQ_OP("nearest", nearest_op)
+  FASTVQ_OP("residual_nearest", residual_nearest_op)
+  FASTVQ_OP("segment_sum", segment_sum_op)
+  FASTVQ_OP("residual_segment_sum", residual_segment_sum_op)
+  FASTVQ_OP("lookup", lookup_op)
+  FASTVQ_OP("ema_update_", ema_update_op)
+#undef FASTVQ_OP
+  return true;
+}();
+
+}  // namespace

@@ -147,7 +147,7 @@ int64_t residual_segment_sum(ResidualSum& call) {
   const int64_t groups = call.x.groups, dim = call.x.dim;
   const int workers = workers_for(double(groups) * double(call.x.rows()) * double(stack.stages) * double(dim));
   // A stage's sums of one slice stay in the second-level cache, and all of them within a few megabytes.
-  constexpr int64_t STAGE_BYTES = 128 * 1024, ALL_BYTES = 4 * 1024 * 1024, LEAST = 8, MOST = 64;
+  constexpr int64_t STAGE_BYTES = 256 * 1024, ALL_BYTES = 4 * 1024 * 1024, LEAST = 8, MOST = 64;
   const auto suits = [&](int64_t width) {
     const int64_t stage_bytes = width * stack.codes * 8;
     return stage_bytes <= STAGE_BYTES && stage_bytes * stack.stages <= ALL_BYTES &&

@@ -318,5 +318,5 @@ def test_an_implementation_without_an_op_is_not_taken_for_it(monkeypatch):
     assert fastvq.ops.explain("cpu")["residual_nearest"][0] == "tiled"
     assert fastvq.ops.explain("cpu")["nearest"][0] == "cpu"
     with pytest.raises(RuntimeError, match="the C\\+\\+ kernels have no residual_nearest; impl='auto' can"):
-        residual(impl="cpu")()
+        fastvq.ops.implementation("cpu", "cpu", "residual_nearest")
     fastvq.ops.implementation.cache_clear()
