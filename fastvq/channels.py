@@ -25,6 +25,8 @@ class ChannelGroups(nn.Module):
         super().__init__()
         check.positive("dim", dim)
         check.positive("groups", groups)
+        if not isinstance(channel_dim, int):
+            raise TypeError(f"channel_dim must be an int, got {type(channel_dim).__name__}")
         if dim % groups:
             raise ValueError(f"dim must be a multiple of groups, got dim={dim} and groups={groups}")
         self.dim, self.groups = dim, groups
@@ -33,12 +35,13 @@ class ChannelGroups(nn.Module):
     def _rows(self, x: Tensor, mask: Tensor | None, codebook: Tensor) -> tuple[Tensor, Tensor | None, torch.Size]:
         """x as (G, R1, R2, D), a view wherever strides allow; mask as (R1, R2); the shape R."""
         check.floating("x", x)
-        if x.dim() < 2 or x.shape[self.channel_dim] != self.dim:
+        axis = self.channel_dim
+        if x.dim() < 2 or not -x.dim() <= axis < x.dim() or x.shape[axis] != self.dim:
             raise ValueError(
-                f"x must have {self.dim} channels on axis {self.channel_dim} and at least one more axis, "
+                f"x must have {self.dim} channels on axis {axis} and at least one more axis, "
                 f"got shape {tuple(x.shape)}"
             )
-        x = x.movedim(self.channel_dim, -1)
+        x = x.movedim(axis, -1)
         shape = x.shape[:-1]
         check.mask_shape(mask, shape)
         check.same_device(x=x, codebook=codebook, mask=mask)

@@ -76,7 +76,11 @@ class Codebook(CodebookState):
         if self._initted or self.rules.init is None or rows == 0:
             return
         x = self._cast(x)
-        self._start_(self.rules.init(x, self._usable(x, mask), self.codebook_size).to(self.codebook.dtype), rows)
+        usable = self._usable(x, mask)
+        if self._none_usable(usable):
+            return
+        codes = self.rules.init(x, usable, self.codebook_size).to(self.codebook.dtype)
+        self._start_(codes, rows, usable)
 
     @torch.no_grad()
     def update_(self, x: Tensor, indices: Tensor) -> None:

@@ -14,6 +14,8 @@ from . import validation as check
 def code_bits(codebook_size: int) -> int:
     """Bits of a code of a codebook of K: enough for K codes and the hole."""
     check.positive("codebook_size", codebook_size)
+    if codebook_size >= 2**32:
+        raise ValueError(f"codebook_size must be below 2**32, got {codebook_size}")
     return codebook_size.bit_length()
 
 

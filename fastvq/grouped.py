@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from . import validation as check
 from .channels import ChannelGroups
 from .codebook import Codebook
 from .estimators import Estimator, StraightThrough, commitment_loss
@@ -57,6 +58,7 @@ class GroupedVQ(ChannelGroups):
     ) -> None:
         super().__init__(dim, groups, channel_dim=channel_dim, check_finite=check_finite)
         self.estimator = StraightThrough() if estimator is None else estimator
+        check.not_negative("commitment_weight", commitment_weight)
         self.commitment_weight = commitment_weight
         self.codebooks = Codebook(codebook_size, dim // groups, groups=groups, metric=metric, rules=rules)
 

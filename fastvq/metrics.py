@@ -17,13 +17,25 @@ def code_counts(indices: Tensor, codebook_size: int) -> Tensor:
 
     Returns:
         (G, K) int64.
+
+    Raises:
+        TypeError, ValueError: indices of another type or shape. IndexError: an index outside [-1, K), on a CPU;
+            elsewhere it is not counted.
     """
     check.integer("indices", indices)
     check.positive("codebook_size", codebook_size)
+    if indices.dim() < 1 or indices.shape[-1] < 1:
+        raise ValueError(f"indices must be (..., G) with at least one group, got shape {tuple(indices.shape)}")
     groups = indices.shape[-1]
     slots = codebook_size + 1
     flat = indices.reshape(-1, groups)
-    slot = torch.where(flat >= 0, flat, codebook_size) + slots * torch.arange(groups, device=indices.device)
+    counted = (flat >= 0) & (flat < codebook_size)
+    if flat.device.type == "cpu" and not torch.compiler.is_compiling() and bool(((flat != -1) & ~counted).any()):
+        raise IndexError(
+            f"indices must lie in [-1, {codebook_size}), got {int(flat.min())} to {int(flat.max())}: these indices "
+            "belong to another codebook"
+        )
+    slot = torch.where(counted, flat, codebook_size) + slots * torch.arange(groups, device=indices.device)
     counts = torch.zeros(groups * slots, dtype=torch.int64, device=indices.device)
     counts.scatter_add_(0, slot.reshape(-1), torch.ones_like(slot.reshape(-1)))
     return counts.view(groups, slots)[:, :codebook_size]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from . import validation as check
 from .channels import ChannelGroups
 from .estimators import Estimator, StraightThrough, residual_commitment_loss
 from .grouped import Quantized
@@ -55,6 +56,7 @@ class GroupedResidualVQ(ChannelGroups):
         super().__init__(dim, groups, channel_dim=channel_dim, check_finite=check_finite)
         self.num_quantizers = num_quantizers
         self.estimator = StraightThrough() if estimator is None else estimator
+        check.not_negative("commitment_weight", commitment_weight)
         self.commitment_weight = commitment_weight
         self.codebooks = ResidualCodebook(
             codebook_size,

@@ -90,6 +90,8 @@ class ResidualCodebook(CodebookState):
             return
         x = self._cast(x)
         usable = self._usable(x, mask)
+        if self._none_usable(usable):
+            return
         residual = x.to(self.codebook.dtype)
         codes = torch.zeros_like(self.codebook)
         for stage in range(codes.shape[1]):
@@ -98,7 +100,7 @@ class ResidualCodebook(CodebookState):
             if stage + 1 < codes.shape[1]:
                 found = F.nearest(residual, codes[:, stage, :size], impl=self.impl).indices
                 residual = residual - F.lookup(found.unsqueeze(-1), codes[:, stage : stage + 1], impl=self.impl)
-        self._start_(codes, rows)
+        self._start_(codes, rows, usable)
         self._clear_padding_()
 
     @torch.no_grad()

@@ -69,6 +69,7 @@ class EMA:
 
     def __post_init__(self) -> None:
         check.unit_interval("decay", self.decay)
+        check.not_negative("eps", self.eps)
         check.choice("smoothing", self.smoothing, check.SMOOTHINGS)
 
 
@@ -94,6 +95,7 @@ class RelativeUsage:
 
     def __post_init__(self) -> None:
         check.unit_interval("threshold", self.threshold)
+        check.not_negative("reset", self.reset)
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,8 @@ class AbsoluteUsage:
     relative = False
 
     def __post_init__(self) -> None:
-        if self.threshold < 0:
-            raise ValueError(f"threshold must be at least 0, got {self.threshold}")
+        check.not_negative("threshold", self.threshold)
+        check.not_negative("reset", self.reset)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from . import validation as check
 from .rules import EMA, AbsoluteUsage, CodebookRules
 
 STATE = ("codebook", "embed_sum", "cluster_size")
+WIDE = (torch.float32, torch.float64)
 
 
 class CodebookState(nn.Module):
@@ -61,6 +62,10 @@ class CodebookState(nn.Module):
             check.positive(name, value)
         check.choice("metric", metric, check.METRICS)
         self.codebook_size, self.dim, self.groups = codebook_size, dim, lead[0]
+        if rules is not None and not isinstance(rules, CodebookRules):
+            raise TypeError(
+                f"rules must be a CodebookRules, got {type(rules).__name__}: CodebookRules(update=EMA(0.99))"
+            )
         self.metric, self.impl = metric, impl
         self.rules = CodebookRules() if rules is None else rules
         codes = torch.randn(*lead, codebook_size, dim, dtype=torch.float32)
@@ -72,10 +77,13 @@ class CodebookState(nn.Module):
         self._initted = self.rules.init is None
         self.register_buffer("initted", torch.tensor(self._initted))
 
-    def _start_(self, codes: Tensor, rows: int) -> None:
-        """Takes the first codes, (*lead, K, D), found from a batch of that many rows."""
+    def _start_(self, codes: Tensor, rows: int, usable: Tensor | None) -> None:
+        """Takes the first codes, (*lead, K, D), found from a batch of that many rows, some or all of them usable."""
         if self.metric == "cosine":
             codes = nn.functional.normalize(codes, dim=-1)
+        if usable is not None:
+            # Codes found from no row at all are padding, or NaN; the random ones stay, and go as dead codes do.
+            codes = torch.where(usable.any(), codes, self.codebook)
         self.codebook.copy_(codes)
         # As if the averages had begun at zero and this batch, shared evenly, were their first step: early in training
         # the rows move fast, and averages that weighed 1 / (1 - decay) batches from the start would trail behind.
@@ -184,17 +192,27 @@ class CodebookState(nn.Module):
         finite = x.isfinite().all(-1).all(0)
         return finite if mask is None else finite & mask
 
+    @staticmethod
+    def _none_usable(usable: Tensor | None) -> bool:
+        """Whether no row is usable, so that a later batch has to start the codes; asked where it costs no sync."""
+        if usable is None or usable.device.type != "cpu" or torch.compiler.is_compiling():
+            return False
+        return not bool(usable.any())
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CodebookState:
         kept = {name: getattr(self, name) for name in STATE}
         super()._apply(fn, recurse)
         for name, old in kept.items():
             new = getattr(self, name)
-            if new.dtype in (torch.float16, torch.bfloat16):
+            if new.dtype not in WIDE:
                 setattr(self, name, old.to(new.device))
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
+        for name in STATE:
+            if getattr(self, name).dtype not in WIDE:  # load_state_dict(..., assign=True) takes tensors as they come
+                setattr(self, name, getattr(self, name).float())
         if prefix + "initted" in state_dict:
             self._initted = bool(self.initted)
 

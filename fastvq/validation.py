@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -30,6 +31,14 @@ def unit_interval(name: str, value: float, *, closed: bool = True) -> None:
     """Raises ValueError unless 0 <= value <= 1 (< 1 where not ``closed``)."""
     if not (0 <= value <= 1) or (not closed and value == 1):
         raise ValueError(f"{name} must lie in [0, 1{']' if closed else ')'}, got {value}")
+
+
+def not_negative(name: str, value: object) -> None:
+    """Raises TypeError or ValueError unless ``value`` is a finite number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
 
 
 def floating(name: str, tensor: object) -> None:
@@ -119,7 +128,7 @@ def stages_shape(stages: Tensor | None, rows: Sequence[int]) -> None:
 def broadcasts(name: str, tensor: Tensor, rows: Sequence[int]) -> None:
     """Raises ValueError unless the tensor broadcasts to the rows' shape."""
     fits = tensor.dim() <= len(rows) and all(
-        m in (1, r) for m, r in zip(reversed(tensor.shape), reversed(list(rows)), strict=False)
+        m == 1 or m == r for m, r in zip(reversed(tensor.shape), reversed(list(rows)), strict=False)
     )
     if not fits:
         raise ValueError(f"{name} must broadcast to the rows {tuple(rows)}, got shape {tuple(tensor.shape)}")

@@ -39,3 +39,13 @@ def test_counts_perplexity_utilisation():
     torch.testing.assert_close(metrics.perplexity(counts), torch.tensor([2.0, 1.0]))
     assert metrics.utilisation(counts).tolist() == [0.5, 0.25]
     assert metrics.perplexity(torch.zeros(1, 4, dtype=torch.int64)).tolist() == [0.0]
+
+
+def test_counting_refuses_what_does_not_fit():
+    for wrong in (4, 5, -2):  # 5 would count as the next group's first code
+        with pytest.raises(IndexError, match=r"indices must lie in \[-1, 4\).*another codebook"):
+            metrics.code_counts(torch.tensor([[wrong, 0], [0, 0]]), 4)
+    with pytest.raises(ValueError, match="at least one group"):
+        metrics.code_counts(torch.tensor(3), 4)
+    with pytest.raises(ValueError, match=r"below 2\*\*32"):
+        codes.pack_codes(torch.tensor([0]), 2**32)

@@ -12,6 +12,7 @@ from fastvq import (
     Codebook,
     CodebookRules,
     Frozen,
+    GroupedResidualVQ,
     GroupedVQ,
     KMeansInit,
     RandomInit,
@@ -138,6 +139,25 @@ def test_everything_masked():
     assert vq.codebook.isfinite().all()
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("kind", [GroupedVQ, GroupedResidualVQ])
+def test_a_first_batch_without_a_row_to_learn_from(kind, compiled):
+    """Padding, or rows spoilt by an overflow, would otherwise become the codes, and NaN codes stay for ever."""
+    torch.manual_seed(0)
+    stages = {"num_quantizers": 2} if kind is GroupedResidualVQ else {}
+    for mask in (None, torch.zeros(9, dtype=torch.bool)):
+        vq = kind(6, 4, groups=2, **stages).train()
+        step = torch.compile(vq, fullgraph=True, backend="eager") if compiled else vq
+        step(torch.full((9, 6), float("nan")), mask)
+        assert vq.codebook.isfinite().all()
+        assert bool(vq.codebooks.initted) == compiled  # asking whether there is a row would cost a sync there
+        out = step(torch.randn(50, 6) + 30)
+        assert (out.indices >= 0).all()
+        assert bool(vq.codebooks.initted)
+        if not compiled:
+            assert (vq.codebook[:, 0] if kind is GroupedResidualVQ else vq.codebook).min() > 20
+
+
 def test_rows_that_are_not_finite_spoil_only_themselves():
     torch.manual_seed(0)
     vq = GroupedVQ(6, 4, groups=2).train()
@@ -208,6 +228,22 @@ def test_state_stays_float32(dtype):
     assert vq.float().codebook.dtype == torch.float32
 
 
+def test_state_stays_float32_whatever_is_loaded_or_cast():
+    torch.manual_seed(0)
+    vq = GroupedVQ(6, 4, groups=2).train()
+    vq(torch.randn(50, 6))
+    half = {name: value.half() if value.is_floating_point() else value for name, value in vq.state_dict().items()}
+    other = GroupedVQ(6, 4, groups=2).train()
+    other.load_state_dict(half, assign=True)
+    assert {getattr(other.codebooks, name).dtype for name in ("codebook", "embed_sum", "cluster_size")} == {
+        torch.float32
+    }
+    assert torch.equal(other.codebook, vq.codebook.half().float())
+    assert other(torch.randn(9, 6)).loss.isfinite()
+    codes = vq.codebook.clone()
+    assert torch.equal(vq.to(torch.float8_e4m3fn).codebook, codes)
+
+
 def test_state_dict_round_trip():
     torch.manual_seed(0)
     vq, other = GroupedVQ(6, 4, groups=2).train(), GroupedVQ(6, 4, groups=2).train()
@@ -248,6 +284,14 @@ def test_compiles_whole_before_initialisation():
     assert bool(vq.codebooks.initted)
 
 
+def test_a_mask_may_join_once_sizes_are_dynamic():
+    torch._dynamo.reset()  # a size is taken as dynamic once it has changed
+    vq = GroupedVQ(6, 4, groups=2, rules=plain())
+    step = torch.compile(vq, fullgraph=True, backend="eager")
+    for rows, mask in ((9, None), (50, None), (9, torch.ones(9, dtype=torch.bool))):
+        assert step(torch.randn(rows, 6), mask).indices.shape == (rows, 2)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -261,6 +305,18 @@ def test_compiles_whole_before_initialisation():
         (lambda: GroupedVQ(9, 4, groups=3).decode(torch.zeros(5, 2).long()), ValueError, r"\(\*R, 3\)"),
         (lambda: GroupedVQ(9, 4, groups=3).decode(torch.full((5, 3), 4)), IndexError, "another codebook"),
         (lambda: EMA(1.5), ValueError, r"\[0, 1\]"),
+        (lambda: EMA(eps=float("nan")), ValueError, "eps must be a finite number of at least 0"),
+        (lambda: EMA(eps="x"), TypeError, "eps must be a number, got str"),
+        (lambda: RelativeUsage(reset=-1.0), ValueError, "reset must be a finite number of at least 0"),
+        (lambda: AbsoluteUsage(float("nan")), ValueError, "threshold must be a finite number of at least 0"),
+        (lambda: VectorQuantize(9, 4, rules=EMA()), TypeError, "rules must be a CodebookRules, got EMA"),
+        (
+            lambda: VectorQuantize(9, 4, commitment_weight=-1.0),
+            ValueError,
+            "commitment_weight must be a finite number",
+        ),
+        (lambda: VectorQuantize(9, 4, channel_dim="last"), TypeError, "channel_dim must be an int"),
+        (lambda: VectorQuantize(9, 4, channel_dim=2)(torch.zeros(3, 9)), ValueError, "9 channels on axis 2"),
         (lambda: Codebook(4, 0), ValueError, "dim must be at least 1"),
     ],
 )
