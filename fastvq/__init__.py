@@ -2,6 +2,7 @@
 
 from . import codes, functional, metrics, ops
 from ._version import __version__
+from .clustering import kmeans, kmeans_stream
 from .codebook import Codebook
 from .estimators import RotationTrick, StraightThrough
 from .grouped import GroupedVQ, Quantized
@@ -30,6 +31,8 @@ __all__ = [
     "__version__",
     "codes",
     "functional",
+    "kmeans",
+    "kmeans_stream",
     "metrics",
     "ops",
 ]

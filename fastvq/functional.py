@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import ops, sampling
+from . import ops
 from . import validation as check
 
 
@@ -39,14 +39,6 @@ class SegmentSum(NamedTuple):
 
     sums: Tensor
     counts: Tensor
-
-
-class KMeans(NamedTuple):
-    """A fitted codebook (G, K, D), the rows' indices (G, N), and inertia (G,), the sum of squared distances."""
-
-    codebook: Tensor
-    indices: Tensor
-    inertia: Tensor
 
 
 def nearest(
@@ -355,59 +347,3 @@ def lookup(indices: Tensor, codebooks: Tensor, *, impl: str = "auto") -> Tensor:
         indices = indices.unsqueeze(1)
     out: Tensor = ops.call(torch.ops.fastvq.lookup.default, indices, codebooks, impl)
     return out.view(shape)
-
-
-def kmeans(
-    x: Tensor,
-    num_codes: int,
-    *,
-    iters: int = 10,
-    init: Tensor | None = None,
-    mask: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    impl: str = "auto",
-) -> KMeans:
-    """Lloyd's algorithm; a cluster that loses its rows keeps its centre.
-
-    Args:
-        x: (G, N, D) or (N, D).
-        num_codes: K. With fewer rows than codes, rows are repeated with a little noise.
-        iters: Lloyd steps.
-        init: centres to start from, (G, K, D) or (K, D); by default K rows drawn at random.
-        mask: (N,) bool, True where a row counts.
-        generator: for the draw.
-        impl: see the module.
-
-    Returns:
-        codebook (G, K, D), indices (G, N) and inertia (G,), without G where x had none.
-
-    Raises:
-        ValueError: no rows, or shapes that do not fit.
-    """
-    check.floating("x", x)
-    check.positive("num_codes", num_codes)
-    if x.dim() not in (2, 3):
-        raise ValueError(f"x must be (N, D) or (G, N, D), got shape {tuple(x.shape)}")
-    if x.shape[-2] == 0:
-        raise ValueError("x must have at least one row, got none: k-means needs data")
-    if iters < 0:
-        raise ValueError(f"iters must be at least 0, got {iters}")
-    grouped = x.dim() == 3
-    check.mask_shape(mask, x.shape[-2:-1])
-    rows = x if grouped else x.unsqueeze(0)
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    if init is None:
-        centres = sampling.draw_rows(
-            rows.unsqueeze(1), None if mask is None else mask.unsqueeze(0), num_codes, generator
-        ).to(dtype)
-    else:
-        centres = (init if init.dim() == 3 else init.unsqueeze(0)).to(dtype).clone()
-        check.equal_shape("init", centres, (rows.shape[0], num_codes, x.shape[-1]))
-    for _ in range(iters):
-        indices = nearest(rows, centres, mask=mask, impl=impl).indices
-        sums, counts = segment_sum(rows, indices, num_codes, impl=impl)
-        counts = counts.unsqueeze(-1)
-        centres = torch.where(counts > 0, sums / counts.clamp_min(1), centres)
-    indices, distances = nearest(rows, centres, mask=mask, impl=impl)
-    inertia = torch.where(indices >= 0, distances, 0).sum(-1)
-    return KMeans(centres, indices, inertia) if grouped else KMeans(centres[0], indices[0], inertia[0])

@@ -7,9 +7,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from . import functional as F
 from . import sampling
 from . import validation as check
+from .clustering import kmeans
 
 
 class Initialiser(Protocol):
@@ -50,7 +50,7 @@ class KMeansInit:
         step = -(-x.shape[1] * x.shape[2] // self.max_rows)
         rows = x.detach().flatten(1, 2)[:, ::step]
         mask = None if valid is None else valid.flatten()[::step]
-        return F.kmeans(rows, num_codes, iters=self.iters, init=centres, mask=mask).codebook
+        return kmeans(rows, num_codes, iters=self.iters, init=centres, mask=mask).codebook
 
 
 @dataclass(frozen=True)

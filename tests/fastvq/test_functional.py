@@ -5,6 +5,7 @@ import torch
 
 import fastvq
 from fastvq import functional as F
+from fastvq import kmeans
 
 SHAPES = [((9, 5), (7, 5)), ((4, 3, 5), (7, 5)), ((2, 9, 5), (2, 7, 5)), ((2, 4, 3, 5), (2, 7, 5)), ((0, 5), (7, 5))]
 
@@ -118,11 +119,11 @@ def test_kmeans_finds_clusters(impl):
     centres = torch.randn(2, 4, 3) * 20
     x = (centres.repeat_interleave(50, dim=1) + 0.1 * torch.randn(2, 200, 3))[:, torch.randperm(200)]
     start = centres + torch.randn(2, 4, 3)
-    result = F.kmeans(x, 4, iters=5, init=start, impl=impl)
+    result = kmeans(x, 4, iters=5, init=start, impl=impl)
     torch.testing.assert_close(result.codebook, centres, atol=0.1, rtol=0)
     assert result.indices.shape == (2, 200)
     assert (result.inertia < 200 * 3 * 0.02).all()
-    few = F.kmeans(torch.randn(3, 2), 8, impl=impl)
+    few = kmeans(torch.randn(3, 2), 8, impl=impl)
     assert few.codebook.shape == (8, 2)
     assert few.codebook.unique(dim=0).shape[0] == 8
 
@@ -156,8 +157,8 @@ def test_ema_update_without_groups(impl):
         (lambda: F.lookup(torch.zeros(3, 2).long(), torch.zeros(1, 5, 4)), ValueError, "Q = 1"),
         (lambda: F.lookup(torch.full((3, 1), 5), torch.zeros(1, 5, 4)), IndexError, "another codebook"),
         (lambda: F.segment_sum(torch.zeros(3, 4), torch.zeros(2).long(), 5), ValueError, r"\(3,\)"),
-        (lambda: F.kmeans(torch.zeros(0, 4), 5), ValueError, "at least one row"),
-        (lambda: F.kmeans(torch.zeros(3, 4), 0), ValueError, "at least 1"),
+        (lambda: kmeans(torch.zeros(0, 4), 5), ValueError, "at least one row"),
+        (lambda: kmeans(torch.zeros(3, 4), 0), ValueError, "at least 1"),
     ],
 )
 def test_mistakes_get_one_clear_sentence(call, error, words):
