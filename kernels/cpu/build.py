@@ -30,11 +30,13 @@ SOURCES = Path(__file__).resolve().parent
 ONCE = ("ops", "parallel", "isa", "prepared", "schedule", "order", "stack")
 PER_ISA = ("search", "oracle", "segment", "lookup", "ema", "residual", "residual_sum")
 ISA_FLAGS = {  # widest first
+    "avx512bf16": ["-mavx512bf16", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"],
     "avx2": ["-mavx2", "-mfma"],
     "portable": [],
 }
 ISA_NEEDS = {
+    "avx512bf16": {"avx512_bf16", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"},
     "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"},
     "avx2": {"avx2", "fma"},
     "portable": set(),

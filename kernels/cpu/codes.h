@@ -1,4 +1,7 @@
-// Prepares a codebook for the coarse pass: reads, centres, finds repeats, packs and bounds it (see nearest.h).
+// Prepares a codebook for the coarse pass: reads, centres, packs and bounds it (see nearest.h).
+//
+// Packed codes lie in panels of PANEL codes side by side: their biases -|e^|^2/2 (minus infinity where a code is left
+// out), then one row of entries per d. A panel's last codes and last entries may be padding.
 #pragma once
 
 #include <cmath>
@@ -6,24 +9,25 @@
 #include "load.h"
 #include "nearest.h"
 #include "oracle.h"
-#include "simd.h"
+#include "score.h"
 
 namespace fastvq::cpu::FASTVQ_ISA {
 
-typedef double Quad64 __attribute__((vector_size(32)));
-typedef uint32_t Bits __attribute__((vector_size(16)));
+// A TILE x VECTORS block of accumulators, the codes and one broadcast row value fill the registers: 32 with AVX-512
+// and NEON, 16 otherwise.
+#if defined(__AVX512F__)
+constexpr int TILE = 12, VECTORS = 2;
+#elif defined(__aarch64__)
+constexpr int TILE = 8, VECTORS = 3;
+#else
+constexpr int TILE = 4, VECTORS = 3;
+#endif
+constexpr int PANEL = VECTORS * LANES;
 
-FASTVQ_INLINE double sum(const Quad64& q) { return (q[0] + q[2]) + (q[1] + q[3]); }
-
-FASTVQ_INLINE Quad load_quad(const float* row, int64_t d, int64_t dim) {
-  if (d + 4 <= dim) return load<Quad>(row + d);
-  Quad result{};
-  for (int i = 0; d + i < dim; ++i) result[i] = row[d + i];
-  return result;
-}
+enum Second : int32_t { NONE, BUSY, SAME, OWN };  // the second level's codes: SAME as the first level's, or its OWN
 
 template <class T>
-static void read_codes_as(const Nearest& call, int64_t group, int64_t first, int64_t last) {
+static void read_codes_as(const PreparedCodes& call, int64_t group, int64_t first, int64_t last) {
   const int64_t dim = call.codebook.dim;
   T* rows = static_cast<T*>(call.code_rows) + group * call.code_group_stride;
   if (call.copies_codes) {
@@ -32,100 +36,88 @@ static void read_codes_as(const Nearest& call, int64_t group, int64_t first, int
       for (int64_t d = 0; d < dim; ++d)
         rows[k * dim + d] = from[k * call.codebook.code_stride + d * call.codebook.dim_stride];
   }
-  if (call.is_double() || call.metric == Metric::cosine)
-    for (int64_t k = first; k < last; ++k)
-      call.excluded[group * call.codebook.codes + k] = !all_finite(rows + k * dim, dim);
+  uint8_t* excluded = call.excluded + group * call.codebook.codes;
+  if (sizeof(T) == 4) std::memset(excluded + first, 0, last - first);
+  else
+    for (int64_t k = first; k < last; ++k) excluded[k] = !all_finite(rows + k * dim, dim);
   if (call.metric == Metric::cosine) unit_rows(rows + first * dim, dim, last - first, dim, rows + first * dim, dim);
 }
 
-struct CodeBits {
-  uint32_t largest;  // of |c_d|; as bits it orders like the value
-  uint32_t hash;
-};
-
-FASTVQ_INLINE CodeBits bits_of(const float* row, int64_t dim) {
-  Bits largest{}, hash{}, factor = {0x85ebca6bu, 0xc2b2ae35u, 0x27d4eb2fu, 0x165667b1u};
-  for (int64_t d = 0; d < dim; d += 4) {
-    const Bits bits = reinterpret<Bits>(load_quad(row, d, dim)), magnitude = bits & 0x7fffffffu;
-    largest = magnitude > largest ? magnitude : largest;
-    hash += (bits ^ bits >> 15) * factor;
-    factor += 0x9e3779b2u;
+// Adds N codes to the sums of their entries and to the largest magnitudes. As bits, these order like the values.
+template <int N>
+FASTVQ_INLINE void add_codes(const float* rows, int64_t dim, double* sums, Ints& largest) {
+  for (int64_t d = 0; d < dim; d += LANES) {
+    Floats total{};
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) {
+      const Floats value = load_part(rows + i * dim + d, dim - d);
+      largest = maximum(largest, reinterpret<Ints>(value) & splat(int32_t{0x7fffffff}));
+      total += value;
+    }
+    store(sums + d, load<Doubles>(sums + d) + low(total));
+    store(sums + d + LANES / 2, load<Doubles>(sums + d + LANES / 2) + high(total));
   }
-  CodeBits result{0, hash[0] ^ hash[1] << 7 ^ hash[2] << 13 ^ hash[3] << 19};
-  for (int i = 0; i < 4; ++i) result.largest = largest[i] > result.largest ? largest[i] : result.largest;
-  return result;
+}
+
+// The same for short codes, several of which fill a vector.
+FASTVQ_INLINE void add_short_codes(const float* rows, int64_t count, int64_t dim, double* sums, Ints& largest) {
+  double lanes[LANES] = {};
+  for (int64_t i = 0; i < count * dim; i += LANES) {
+    const Floats value = load_part(rows + i, count * dim - i);
+    largest = maximum(largest, reinterpret<Ints>(value) & splat(int32_t{0x7fffffff}));
+    store(lanes, load<Doubles>(lanes) + low(value));
+    store(lanes + LANES / 2, load<Doubles>(lanes + LANES / 2) + high(value));
+  }
+  for (int lane = 0; lane < LANES; ++lane) sums[lane % dim] += lanes[lane];
+}
+
+FASTVQ_INLINE float largest_of(Ints magnitudes) {
+  uint32_t result = 0;
+  for (int lane = 0; lane < LANES; ++lane) {
+    const auto bits = static_cast<uint32_t>(magnitudes[lane]);
+    result = bits > result ? bits : result;
+  }
+  return reinterpret<float>(result);
 }
 
 // Reads one chunk of codes: copies them where the oracle needs its own, marks the excluded, and adds up what
-// centring, scaling and the search for repeats need.
-static void read_codes(const Nearest& call, int64_t group, int64_t chunk) {
+// centring and scaling need.
+static void read_codes(const PreparedCodes& call, int64_t group, int64_t chunk) {
   const int64_t codes = call.codebook.codes, dim = call.codebook.dim;
   const int64_t first = chunk * CODE_CHUNK, last = first + CODE_CHUNK < codes ? first + CODE_CHUNK : codes;
-  if (call.is_double()) return read_codes_as<double>(call, group, first, last);
+  if (call.doubles) return read_codes_as<double>(call, group, first, last);
   read_codes_as<float>(call, group, first, last);
+  if (call.panels == 0) return;
 
-  constexpr uint32_t INFINITE = 0x7f800000u;
   const int64_t slot = group * call.chunks + chunk;
-  double* sums = call.chunk_sums + slot * dim;
-  for (int64_t d = 0; d < dim; ++d) sums[d] = 0;
-  uint32_t largest = 0;
-  double largest_square = 0;
-  int64_t finite = 0;
-  for (int64_t k = first; k < last; ++k) {
-    const int64_t code = group * codes + k;
-    const float* row = call.float_codes(group) + k * dim;
-    const CodeBits bits = bits_of(row, dim);
-    call.hashes[code] = bits.hash;
-    if (call.metric != Metric::cosine) call.excluded[code] = bits.largest >= INFINITE;
-    if (call.excluded[code]) continue;
-    largest = bits.largest > largest ? bits.largest : largest;
-    ++finite;
-    int64_t d = 0;
-    for (; d + 4 <= dim; d += 4)
-      store(sums + d, load<Quad64>(sums + d) + __builtin_convertvector(load<Quad>(row + d), Quad64));
-    for (; d < dim; ++d) sums[d] += row[d];
-    if (call.metric != Metric::l2) {
-      double square = 0;
-      for (d = 0; d < dim; ++d) square += double(row[d]) * row[d];
-      largest_square = square > largest_square ? square : largest_square;
+  const float* rows = call.float_codes(group);
+  double* sums = call.chunk_sums + slot * call.width;
+  std::memset(sums, 0, call.width * sizeof(double));
+  Ints largest{};
+  int64_t finite = last - first, k = first;
+  if (dim < LANES && LANES % dim == 0) {
+    add_short_codes(rows + first * dim, finite, dim, sums, largest);
+  } else {
+    for (; k + 4 <= last; k += 4) add_codes<4>(rows + k * dim, dim, sums, largest);
+    for (; k < last; ++k) add_codes<1>(rows + k * dim, dim, sums, largest);
+  }
+  if (!(largest_of(largest) < HUGE_VALF)) {
+    std::memset(sums, 0, call.width * sizeof(double));
+    largest = Ints{};
+    for (k = first; k < last; ++k) {
+      const bool excluded = !all_finite(rows + k * dim, dim);
+      call.excluded[group * codes + k] = excluded;
+      finite -= excluded;
+      if (!excluded) add_codes<1>(rows + k * dim, dim, sums, largest);
     }
   }
-  call.chunk_largest[slot] = reinterpret<float>(largest);
-  call.chunk_square[slot] = largest_square;
+  call.chunk_largest[slot] = largest_of(largest);
   call.chunk_finite[slot] = finite;
 }
 
-// Marks codes that equal an earlier one bit for bit. Open addressing; after a few collisions a code passes for
-// unique, which costs time in the search and nothing else.
-static void find_repeats(const Nearest& call, int64_t group, int32_t* slots) {
-  const int64_t codes = call.codebook.codes, dim = call.codebook.dim;
-  const uint8_t* excluded = call.excluded + group * codes;
-  uint8_t* repeated = call.repeated + group * codes;
-  const uint32_t* hashes = call.hashes + group * codes;
-  const float* rows = call.float_codes(group);
-  const auto mask = static_cast<uint32_t>(call.slot_count - 1);
-  for (int64_t i = 0; i < call.slot_count; ++i) slots[i] = -1;
-  for (int64_t k = 0; k < codes; ++k) {
-    repeated[k] = excluded[k];
-    if (excluded[k]) continue;
-    uint32_t slot = (hashes[k] * 0x9e3779b1u >> 7) & mask;
-    for (int probe = 0; probe < 8; ++probe, slot = (slot + 1) & mask) {
-      const int32_t other = slots[slot];
-      if (other < 0) {
-        slots[slot] = static_cast<int32_t>(k);
-        break;
-      }
-      if (hashes[other] == hashes[k] && std::memcmp(rows + other * dim, rows + k * dim, dim * sizeof(float)) == 0) {
-        repeated[k] = 1;
-        break;
-      }
-    }
-  }
-}
-
 // The group's mean and scale, from the chunks.
-static void centre_codes(const Nearest& call, int64_t group, int worker) {
-  const int64_t dim = call.codebook.dim, slot = group * call.chunks;
+static void centre_codes(const PreparedCodes& call, int64_t group) {
+  const int64_t codes_count = call.codebook.codes, slot = group * call.chunks;
   GroupCodes& codes = call.groups[group];
   int64_t finite = 0;
   float largest_entry = 0;
@@ -133,7 +125,10 @@ static void centre_codes(const Nearest& call, int64_t group, int worker) {
     finite += call.chunk_finite[slot + chunk];
     if (call.chunk_largest[slot + chunk] > largest_entry) largest_entry = call.chunk_largest[slot + chunk];
   }
-  codes.searchable = finite > 0;
+  codes.whole = finite == codes_count;
+  codes.example = finite > 0 ? 0 : -1;
+  if (finite > 0)
+    while (call.excluded[group * codes_count + codes.example]) ++codes.example;
   // A power of two that brings the largest entry into [2^-40, 2^20], where no square under- or overflows.
   int exponent = 0;
   if (largest_entry > 0) __builtin_frexpf(largest_entry, &exponent);
@@ -141,75 +136,117 @@ static void centre_codes(const Nearest& call, int64_t group, int worker) {
   const bool l2 = call.metric == Metric::l2;
   codes.row_scale = l2 ? codes.scale : 1.0f;
 
-  double* sums = call.chunk_sums + slot * dim;
+  double* sums = call.chunk_sums + slot * call.width;
   for (int64_t chunk = 1; chunk < call.chunks; ++chunk)
-    for (int64_t d = 0; d < dim; ++d) sums[d] += sums[chunk * dim + d];
-  float* mean = call.mean + group * call.padded_dim;
-  float* row_shift = call.row_shift + group * call.padded_dim;
-  for (int64_t d = 0; d < call.padded_dim; ++d) {
-    mean[d] = d < dim && finite ? static_cast<float>(sums[d] / finite * codes.scale) : 0.0f;
+    for (int64_t d = 0; d < call.width; ++d) sums[d] += sums[chunk * call.width + d];
+  float* mean = call.mean + group * call.width;
+  float* row_shift = call.row_shift + group * call.width;
+  const double factor = finite > 0 ? double(codes.scale) / double(finite) : 0;
+  for (int64_t d = 0; d < call.width; ++d) {
+    const auto value = static_cast<float>(sums[d] * factor);
+    mean[d] = value - value == 0 ? value : 0.0f;  // sums of huge codes may overflow; any m will do
     row_shift[d] = l2 ? mean[d] : 0.0f;
   }
-  find_repeats(call, group, call.hash_slots + worker * call.slot_count);
 }
 
-// Four codes from `first` on, centred and scaled: calls write(d, q) for every four d, q[i] belonging to code i, and
-// gives their biases (minus infinity where a code is left out). Returns the largest |e^|^2.
-template <class Write>
-FASTVQ_INLINE double centre_four(const Nearest& call, int64_t group, int64_t first, float* bias, Write&& write) {
-  const int64_t codes = call.codebook.codes, dim = call.codebook.dim;
-  const float* mean = call.mean + group * call.padded_dim;
-  const float scale = call.groups[group].scale;
-  const float* row[4];
-  bool absent[4];
-  Quad64 square[4] = {};
-  for (int i = 0; i < 4; ++i) {
-    absent[i] = first + i >= codes || call.repeated[group * codes + first + i];
-    row[i] = call.float_codes(group) + (absent[i] ? 0 : first + i) * dim;
-  }
-  for (int64_t d = 0; d < dim; d += 4) {
-    const Quad m = load_quad(mean, d, dim);
-    Quad q[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      q[i] = absent[i] ? Quad{} : load_quad(row[i], d, dim) * scale - m;
-      const Quad64 wide = __builtin_convertvector(q[i], Quad64);
-      square[i] += wide * wide;
+// LANES codes of one panel: where each is, and a lane mask of those left out, which point at some finite code.
+struct PanelCodes {
+  const float* rows[LANES];
+  uint32_t absent;
+
+  FASTVQ_INLINE PanelCodes(const PreparedCodes& call, int64_t group, int64_t first, const uint8_t* left_out)
+      : absent(0) {
+    const int64_t codes = call.codebook.codes, dim = call.codebook.dim;
+    const float* all = call.float_codes(group);
+    const bool whole = call.groups[group].whole && left_out == call.excluded + group * codes;
+    if (whole && first + LANES <= codes) {
+      for (int lane = 0; lane < LANES; ++lane) rows[lane] = all + (first + lane) * dim;
+      return;
     }
-    write(d, q);
+    for (int lane = 0; lane < LANES; ++lane) {
+      const int64_t code = first + lane;
+      const bool missing = code >= codes || left_out[code];
+      absent |= uint32_t{missing} << lane;
+      rows[lane] = all + (missing ? call.groups[group].example : code) * dim;
+    }
   }
+};
+
+// Writes the biases of LANES codes, from their squares; returns the largest square.
+FASTVQ_INLINE double write_biases(const PreparedCodes& call, const double* squares, uint32_t absent, float* biases) {
   double largest_square = 0;
-  for (int i = 0; i < 4; ++i) {
-    const double s = sum(square[i]);
-    largest_square = s > largest_square ? s : largest_square;
-    bias[i] = absent[i] ? -HUGE_VALF : call.metric == Metric::l2 ? static_cast<float>(-0.5 * s) : 0.0f;
+  for (int lane = 0; lane < LANES; ++lane) {
+    const bool missing = absent >> lane & 1;
+    if (!missing && squares[lane] > largest_square) largest_square = squares[lane];
+    biases[lane] = missing ? -HUGE_VALF : call.metric == Metric::l2 ? static_cast<float>(-0.5 * squares[lane]) : 0;
   }
   return largest_square;
 }
 
-// The slack's coefficients, once every panel is packed.
-static void bound_codes(const Nearest& call, int64_t group) {
+// Packs one panel in float32, without the codes left out; returns its largest |e^|^2.
+static double pack_singles(const PreparedCodes& call, int64_t group, int64_t panel, const uint8_t* left_out,
+                           int64_t depth, float* to) {
+  const int64_t dim = call.codebook.dim;
+  const float* mean = call.mean + group * call.width;
+  const Floats scale = splat(call.groups[group].scale);
+  double largest_square = 0;
+  for (int v = 0; v < VECTORS; ++v, to += LANES) {
+    const PanelCodes codes(call, group, panel * PANEL + v * LANES, left_out);
+    Doubles square[2] = {};
+    for (int64_t d0 = 0; d0 < depth; d0 += LANES) {
+      Floats e[LANES];
+      const Floats m = load<Floats>(mean + d0);
+#pragma GCC unroll 16
+      for (int lane = 0; lane < LANES; ++lane) e[lane] = load_part(codes.rows[lane] + d0, dim - d0) * scale - m;
+      transpose(e);
+#pragma GCC unroll 16
+      for (int i = 0; i < LANES; ++i) {
+        if (d0 + i >= depth) break;
+        square[0] += low(e[i]) * low(e[i]);
+        square[1] += high(e[i]) * high(e[i]);
+        store(to + (d0 + i + 1) * PANEL, e[i]);
+      }
+    }
+    double squares[LANES];
+    store(squares, square[0]);
+    store(squares + LANES / 2, square[1]);
+    const double s = write_biases(call, squares, codes.absent, to);
+    largest_square = s > largest_square ? s : largest_square;
+  }
+  return largest_square;
+}
+
+// The slacks, once every panel is packed.
+static void bound_codes(const PreparedCodes& call, int64_t group) {
   GroupCodes& codes = call.groups[group];
   const auto dim = static_cast<double>(call.codebook.dim);
-  double code_square = 0, given_square = 0;
-  for (int64_t panel = 0; panel < call.panels; ++panel) {
-    const double square = call.panel_square[group * call.panels + panel];
-    code_square = square > code_square ? square : code_square;
+  double code_square = 0, lost_square = 0, mean_square = 0;
+  for (int64_t panel = group * call.panels; panel < (group + 1) * call.panels; ++panel) {
+    if (call.panel_square[panel] > code_square) code_square = call.panel_square[panel];
+    if (call.pairs && call.panel_rounding[panel] > lost_square) lost_square = call.panel_rounding[panel];
   }
-  for (int64_t chunk = 0; chunk < call.chunks; ++chunk) {
-    const double square = call.chunk_square[group * call.chunks + chunk];
-    given_square = square > given_square ? square : given_square;
-  }
-  const double E = __builtin_sqrt(code_square), C = __builtin_sqrt(given_square) * codes.scale;
+  const float* mean = call.mean + group * call.width;
+  for (int64_t d = 0; d < call.codebook.dim; ++d) mean_square += double(mean[d]) * double(mean[d]);
+  const double E = __builtin_sqrt(code_square), Q = __builtin_sqrt(lost_square);
+  const double C = E + __builtin_sqrt(mean_square);
   const auto gamma = [](double n, double unit) { return n * unit / (1 - n * unit); };
   const double g = gamma(dim + 5, 0x1p-24), h = gamma(dim + 3, 0x1p-53), t = (dim + 1) * 0x1p-124;
   const bool l2 = call.metric == Metric::l2;
-  constexpr double INFLATION = 1 + 0x1p-10;
-  codes.quadratic = static_cast<float>(INFLATION * (l2 ? h : 0));
-  codes.linear = static_cast<float>(INFLATION * (2 * g * E + 2 * h * (l2 ? E : C) + 2 * t));
-  codes.constant = static_cast<float>(INFLATION * ((l2 ? (g + h) * E * E : 0) + 2 * t * (1 + E)));
-  codes.norm_factor = static_cast<float>(INFLATION * (1 + 2 * gamma(dim + 1, 0x1p-24)));
-  codes.norm_offset = static_cast<float>(INFLATION * dim * 0x1p-126);
+  // From the pass's own errors: linear in Y, constant, and of what rounding took from the row.
+  const auto slack = [&](double linear, double constant, double rounding) {
+    constexpr double INFLATION = 1 + 0x1p-10;
+    return Slack{static_cast<float>(INFLATION * (l2 ? h : 0)),
+                 static_cast<float>(INFLATION * (linear + 2 * h * (l2 ? E : C) + 2 * t)),
+                 static_cast<float>(INFLATION * ((l2 ? constant + h * E * E : 0) + 2 * t * (1 + E))),
+                 static_cast<float>(INFLATION * rounding)};
+  };
+  const double wide = gamma(2 * dim + 6, 0x1p-53);
+  codes.slack[FIRST] = slack(2 * (Q + g * (E + Q)), g * E * E, 2 * (1 + g) * (E + Q));
+  codes.slack[SECOND] = slack(2 * g * E, g * E * E, 0);
+  codes.slack[DENSE] = slack(2 * wide * E, wide * E * E, 0);
+  codes.given = slack(2 * g * C, 0, 0);
+  codes.norm_factor = static_cast<float>((1 + 0x1p-10) * (1 + 2 * gamma(dim + 1, 0x1p-24)));
+  codes.norm_offset = static_cast<float>((1 + 0x1p-10) * dim * 0x1p-126);
 }
 
 }  // namespace fastvq::cpu::FASTVQ_ISA

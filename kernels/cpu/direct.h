@@ -1,15 +1,10 @@
 // A few rows against a codebook as it lies in memory: for so few that preparing the codes would take longer than the
 // search. Squared Euclidean distances only, from differences, so that nothing has to be centred.
 //
-// The bound, in the terms of nearest.h. A cost sums D squares of differences in float32, in any order, fused or not:
-//   |cost_k - d_k^2| <= g(D+3) d_k^2 + w,   w = D 2^-125 for squares and sums that underflow.
-// The oracle's choice has d^2 at most (1 + h(D+3)) / (1 - h(D+3)) times that of the code with the least cost, hence
-//   cost <= (1 + 2.5 g(D+3)) least cost + 3 w.
-// Non-finite codes cost NaN or infinity and are never listed.
+// Its bound is that of rescore.h, on unscaled values. Non-finite codes cost NaN or infinity and are never listed.
 #pragma once
 
-#include "codes.h"
-#include "rows.h"
+#include "rescore.h"
 
 namespace fastvq::cpu::FASTVQ_ISA {
 
@@ -24,12 +19,10 @@ struct DirectScratch {
 
   int64_t lay_out(char* base, const Nearest& call, int64_t block) {
     Arena arena(base);
-    rows.lay_out(arena, call.x.dim, block);
+    rows.lay_out(arena, call.codebook.dim, block);
     costs = arena.take<float>(call.codebook.codes * AT_ONCE);
     listed = arena.take<int32_t>(AT_ONCE * LISTED);
-    queue.rows = arena.take<double>(SCAN_ROWS * call.x.dim);
-    queue.scratch = arena.take<double>(scan_scratch(call.x.dim));
-    queue.count = 0;
+    queue.lay_out(arena, call.codebook.dim);
     return arena.used();
   }
 };
@@ -58,7 +51,7 @@ FASTVQ_INLINE Quad costs_of(const float* const (&rows)[AT_ONCE], const float* co
       parts[r] += difference * difference;
     }
   }
-  transpose(parts);
+  transpose_four(parts);
   return (parts[0] + parts[1]) + (parts[2] + parts[3]);
 }
 
@@ -68,9 +61,7 @@ static void search_direct(const Nearest& call, int64_t group, int64_t first, int
   s.lay_out(scratch, call, block);
   const int64_t dim = call.x.dim, codes = call.codebook.codes;
   const float* code_rows = call.float_codes(group);
-  const float gamma = static_cast<float>(dim + 3) * 0x1p-24f / (1 - static_cast<float>(dim + 3) * 0x1p-24f);
-  const float factor = call.exact ? 1 + 2.6f * gamma : 1,
-              offset = call.exact ? static_cast<float>(dim) * 0x1p-123f : 0;
+  const Excess excess(dim, call.exact);
   const int count = s.rows.collect(call, group, first, last);
   for (int r0 = 0; r0 < count; r0 += AT_ONCE) {
     const float* rows[AT_ONCE];
@@ -81,7 +72,7 @@ static void search_direct(const Nearest& call, int64_t group, int64_t first, int
       store(s.costs + k * AT_ONCE, cost);
       least = cost < least ? cost : least;
     }
-    const Quad limit = least * factor + offset;
+    const Quad limit = least * excess.factor + excess.offset;
     int counts[AT_ONCE] = {};
     for (int64_t k = 0; k < codes; ++k) {
       const auto near = load<Quad>(s.costs + k * AT_ONCE) <= limit;
@@ -99,11 +90,10 @@ static void search_direct(const Nearest& call, int64_t group, int64_t first, int
         scan_or_drop(call, group, number, rows[r], s.queue);
       } else if (counts[r] > LISTED && call.exact) {
         queue_scan(call, group, number, rows[r], s.queue);
-      } else if (counts[r] > 1 && call.exact) {
-        const Winner winner = best_candidate(rows[r], code_rows, dim, true, list, counts[r]);
-        write_row<float>(call, group, number, winner.code, winner.cost);
       } else {
-        write_row<float>(call, group, number, list[0], cost_of(rows[r], code_rows + list[0] * dim, dim, true));
+        const bool close = counts[r] > 1 && call.exact;
+        const int64_t code = close ? best_candidate(rows[r], code_rows, dim, true, list, counts[r]).code : list[0];
+        write_code(call, group, number, rows[r], code, 0);
       }
     }
   }

@@ -1,4 +1,4 @@
-// Nearest-code search: what is asked, what is prepared once per call, and what an instruction set provides.
+// Nearest-code search: what is asked, what is prepared of a codebook, and what an instruction set provides.
 //
 //   indices[row] = argmin over k of the oracle's cost(row, k) (kernels/reference.py)
 //
@@ -8,12 +8,12 @@
 //   l2:  s^2 |x - c_k|^2 = |y|^2 - 2 S_k,   S_k = y . e_k - |e_k|^2 / 2     (largest S_k = nearest)
 //   dot: s x . c_k       = S_k + x . m,     S_k = x . e_k                   (y = x: rows need no centring)
 //
-// and cosine is dot on rows and codes of unit length. Per row it keeps the best score and the runner-up. Where all
-// other scores lie below the best one by more than `slack`, the best code is the oracle's; the remaining rows are
-// decided by the oracle itself among the candidates inside the slack.
+// and cosine is dot on rows and codes of unit length. Where all other scores lie below the best one by more than
+// `slack`, the best code is the oracle's; the remaining rows are decided by the oracle itself among the candidates
+// inside the slack.
 //
 // The slack. u = 2^-24, v = 2^-53, g(n) = n u / (1 - n u), h(n) the same of v; ^ marks computed values; Y = |y^|,
-// E = max |e^_k|, C = max |s c_k|, Euclidean norms. Every rounding on the way to S^_k:
+// E = max |e^_k|, C = max |s c_k| <= E + |m|, Euclidean norms. Every rounding on the way to S^_k:
 //   * y^_d = y_d (1 + r), |r| <= u (the scaling is exact), so |y^ - y| <= u/(1-u) Y; the same for e^.
 //     Together |y^.e^ - y.e| <= 2.01 u Y E, and | |e^|^2 - |e|^2 | / 2 <= 1.01 u E^2.
 //   * the bias -|e^|^2/2 is summed in float64 and rounded once: 0.51 u E^2 at most for any D < 2^20.
@@ -30,15 +30,17 @@
 //   dot: slack = 2 g(D+5) Y E + 2 h(D+3) Y C + 2 t (1 + Y + E)
 // which is a polynomial in Y: three coefficients a group, inflated by 2^-10 of their value against the rounding of
 // this very arithmetic. Rows for which Y is not below 1e18 (overflow was possible), rows with too many candidates and
-// all float64 input take the oracle over every code instead. A code that repeats an earlier one bit for bit is left
-// out of the coarse pass: it could only tie, and ties go to the lower index.
+// all float64 input take the oracle over every code instead.
+//
+// A coarse pass in bfloat16 has a wider slack (bfloat16.h), one in float64 a narrower (dense.h). Which one a block of
+// rows gets depends on how well the blocks before it went; what it finds does not.
 #pragma once
 
 #include "common.h"
 
 namespace fastvq::cpu {
 
-constexpr int64_t CODE_CHUNK = 64;  // codes that one preparation task reads
+constexpr int64_t CODE_CHUNK = 64;  // codes that are read together
 
 struct Codebook {  // (G, K, D), any strides
   const void* data;
@@ -46,63 +48,99 @@ struct Codebook {  // (G, K, D), any strides
   int64_t group_stride, code_stride, dim_stride;
 };
 
+// Which kernels search: the oracle over every code, differences from the codes as they lie in memory, rows side by
+// side in a vector (narrow rows), codes side by side in a vector.
+enum class Kind : int { scan, direct, lanes, panels };
+
+// What a block of rows is searched with. The first level is the fastest one where close calls are few; the second one
+// is float32 without codes that repeat an earlier one bit for bit, which can only tie; the third one is float64.
+enum Level : int { FIRST, SECOND, DENSE, LEVELS };
+
+// How far below the best score a candidate may lie: quadratic Y^2 + linear Y + constant + rounding R, where R is the
+// norm of what rounding a row to bfloat16 took away.
+struct Slack {
+  float quadratic, linear, constant, rounding;
+};
+
 struct GroupCodes {  // one group's codebook, ready for the coarse pass
   float scale;       // s, of the codes; rows are scaled by row_scale (1 for dot)
   float row_scale;
-  bool searchable;                    // at least one code is finite
-  float quadratic, linear, constant;  // slack = quadratic Y^2 + linear Y + constant
-  float norm_factor, norm_offset;     // Y^2 <= (sum + norm_offset) norm_factor
+  int32_t example;                 // the first finite code, -1 where there is none
+  bool whole;                      // every code is finite
+  Slack slack[LEVELS];             // of each level's pass
+  float norm_factor, norm_offset;  // Y^2 <= (sum + norm_offset) norm_factor
+  Slack given;                     // dot: of float32 scores on the codes as they are given
 };
 
-struct Nearest {
-  Rows x;
-  Grid<const bool> mask;  // data is null where every row is valid
+// A codebook as a search reads it. Nothing here depends on the rows.
+struct PreparedCodes {
   Codebook codebook;
   Metric metric;
-  bool exact;
-  // Results lie result_row_stride apart for rows (numbered R1, R2), result_group_stride for groups.
-  int64_t* indices;
-  void* distances;  // float, or double for float64 rows
-  int64_t result_row_stride, result_group_stride;
-
-  // Filled in by the preparation; leading axes G and K, G and chunks, G and panels.
-  int kind;           // which kernels search, as the instruction set numbers them
+  bool doubles;  // float64 rows and codes
+  Kind kind;
   bool copies_codes;  // the given codes do not serve: they are strided, or not of unit length
   void* code_rows;    // (G, K, D), the codes as the oracle reads them
   int64_t code_group_stride;
+
+  // Leading axes G and K, G and chunks, G and panels. width is D padded with zeros to whole vectors.
+  int64_t chunks, panels, width;
   uint8_t* excluded;      // (G, K): a non-finite entry
-  uint8_t* repeated;      // (G, K): excluded, or equal to a code before it
-  uint32_t* hashes;       // (G, K)
-  double* chunk_sums;     // (G, chunks, D)
+  double* chunk_sums;     // (G, chunks, width)
   float* chunk_largest;   // (G, chunks): largest |c_d|
-  double* chunk_square;   // (G, chunks): largest |c|^2
   int64_t* chunk_finite;  // (G, chunks): codes counted in the sums
-  float* mean;            // (G, padded D): m
-  float* row_shift;       // (G, padded D): what rows are centred by: m, or zeros for dot
-  float* packed;          // (G, packed_size)
+  float* mean;            // (G, width): m
+  float* row_shift;       // (G, width): what rows are centred by: m, or zeros for dot
   float* panel_square;    // (G, panels): largest |e^|^2
+  float* panel_rounding;  // (G, panels): the largest square of what rounding a code to bfloat16 took away
   GroupCodes* groups;
-  int64_t chunks, panels, padded_dim, packed_size;
-  int32_t* hash_slots;  // (workers, slot_count)
+  bool pairs;             // the first level reads pairs of bfloat16, not float32
+  int64_t depth[2];       // of the first two levels: 4-byte entries a code has in its panel, besides the bias
+  int64_t packed_size[2];  // ... and in all panels of a group
+  char* packed[2];
+
+  // Of the second level, made when a search first asks for it.
+  int32_t* second;      // (G): NONE, BUSY, then what there is
+  uint8_t* repeated;    // (G, K): excluded, or equal to a code before it
+  uint32_t* hashes;     // (G, K)
+  int32_t* hash_slots;  // (G, slot_count)
   int64_t slot_count;
 
-  FASTVQ_INLINE int64_t result_at(int64_t group, int64_t row) const {
-    return group * result_group_stride + row * result_row_stride;
-  }
-  FASTVQ_INLINE bool is_double() const { return x.dtype == DType::float64; }
   FASTVQ_INLINE const float* float_codes(int64_t group) const {
     return static_cast<const float*>(code_rows) + group * code_group_stride;
   }
 };
 
+// How the search of one group goes. Changed by any task, read by all.
+struct alignas(64) Progress {
+  int32_t level;
+  int64_t rows, effort;  // rows searched on this level, and what their close calls cost on top of the coarse pass
+};
+
+struct Nearest : PreparedCodes {
+  Rows x;
+  Grid<const bool> mask;  // data is null where every row is valid
+  bool exact;
+  // Results lie result_row_stride apart for rows (numbered R1, R2), result_group_stride for groups.
+  int64_t* indices;
+  void* distances;  // float, or double for float64 rows
+  int64_t result_row_stride, result_group_stride;
+  Progress* progress;  // (G)
+  int64_t total_rows;  // of a group, in all blocks
+
+  FASTVQ_INLINE bool is_double() const { return x.dtype == DType::float64; }
+  FASTVQ_INLINE int64_t result_at(int64_t group, int64_t row) const {
+    return group * result_group_stride + row * result_row_stride;
+  }
+};
+
 struct NearestKernels {
-  // Which kernels search, and how the codes of this shape are packed: panels a group, floats a group, floats of a
-  // padded row.
-  void (*plan)(Nearest&);
-  void (*read_codes)(const Nearest&, int64_t group, int64_t chunk);
-  void (*centre_codes)(const Nearest&, int64_t group, int worker);
-  void (*pack_codes)(const Nearest&, int64_t group, int64_t panel);
-  void (*bound_codes)(const Nearest&, int64_t group);
+  // Decides, for that many rows of each group, which kernels search and how codes are packed.
+  void (*plan)(PreparedCodes&, int64_t rows);
+  // The preparation, in this order: of a chunk of codes, of a group, of a panel, of a group.
+  void (*read_codes)(const PreparedCodes&, int64_t group, int64_t chunk);
+  void (*centre_codes)(const PreparedCodes&, int64_t group);
+  void (*pack_codes)(const PreparedCodes&, int64_t group, int64_t panel);
+  void (*bound_codes)(const PreparedCodes&, int64_t group);
   int64_t (*block_rows)(const Nearest&, int workers);
   int64_t (*scratch_bytes)(const Nearest&, int64_t block_rows);
   void (*search)(const Nearest&, int64_t group, int64_t first_row, int64_t last_row, int64_t block_rows,

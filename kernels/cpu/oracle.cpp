@@ -120,6 +120,20 @@ Winner best_candidate(const float* row, const float* codes, int64_t dim, bool l2
   return l2 ? choose<true>(row, codes, dim, list, count) : choose<false>(row, codes, dim, list, count);
 }
 
+void column_costs(const float* rows, const float* codes, int64_t dim, int set, bool l2, double* costs) {
+  typedef float Narrow __attribute__((vector_size(2 * LANES)));
+  for (int r = 0; r < set; r += WIDTH) {
+    Doubles cost{};
+    for (int64_t d = 0; d < dim; ++d) {
+      const Doubles x = __builtin_convertvector(load<Narrow>(rows + d * set + r), Doubles);
+      const Doubles c = __builtin_convertvector(load<Narrow>(codes + d * set + r), Doubles);
+      if (l2) cost += (x - c) * (x - c);
+      else cost -= x * c;
+    }
+    store(costs + r, cost);
+  }
+}
+
 int64_t scan_scratch(int64_t dim) { return dim * PANEL; }
 
 template <class Code>

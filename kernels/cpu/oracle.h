@@ -18,6 +18,10 @@ constexpr int SCAN_ROWS = 16;  // rows that one scan takes at most
 // The best of `count` listed codes for one row; of equal costs the lowest index.
 Winner best_candidate(const float* row, const float* codes, int64_t dim, bool l2, const int32_t* list, int count);
 
+// The costs of `set` pairs of a row and a code that stand side by side as columns, (dim, set) each; `set` is a multiple
+// of the vector's length.
+void column_costs(const float* rows, const float* codes, int64_t dim, int set, bool l2, double* costs);
+
 // The best of all codes that are not excluded (null: none is), for up to SCAN_ROWS rows of float64 values, (count,
 // dim) contiguous. `scratch` holds scan_scratch(dim) doubles. Instantiated for float and double codes.
 template <class Code>

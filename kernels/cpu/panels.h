@@ -1,62 +1,75 @@
 // The coarse pass for wide rows: lanes = codes.
 //
 // Codes lie in panels of VECTORS x LANES, d-major; rows in tiles of TILE, d-major. A TILE x VECTORS block of
-// accumulators starts from the codes' biases and stays in registers over the whole sum; then each (row, lane) keeps
-// its best score, where that was, and the runner-up. A block of rows meets a panel while both are in cache; nothing
-// of size rows x codes is ever written. Per panel and tile: 2 TILE PANEL D flops over (TILE + PANEL) D 4 bytes.
+// accumulators starts from the codes' biases and stays in registers over the whole sum; then each (row, lane) leaves
+// the larger of its VECTORS scores. Per panel and tile: 2 TILE PANEL D flops over (TILE + PANEL) D 4 bytes. Panels are
+// taken in stretches: what a tile left over a stretch stays in cache and is swept for each row's best score and for
+// the lanes within its slack. Nothing of size rows x codes is ever written.
 #pragma once
 
-#include "codes.h"
-#include "rows.h"
-#include "score.h"
+#include "bfloat16.h"
+#include "dense.h"
+#include "levels.h"
+#include "rescore.h"
 
 namespace fastvq::cpu::FASTVQ_ISA {
 
-// Accumulators, codes and one broadcast row value fill the registers: 32 with AVX-512 and NEON, 16 otherwise.
-#if defined(__AVX512F__)
-constexpr int TILE = 12, VECTORS = 2;
-#elif defined(__aarch64__)
-constexpr int TILE = 8, VECTORS = 3;
-#else
-constexpr int TILE = 4, VECTORS = 3;
-#endif
-constexpr int PANEL = VECTORS * LANES;
 constexpr int64_t BLOCK_ROWS = 96;           // rows that share one walk over the codes
 constexpr int64_t BLOCK_BYTES = 192 * 1024;  // of row tiles, which stay in the second-level cache
+constexpr int STRETCH = 32;                  // panels
 
 struct PanelScratch {
   BlockRows rows;
-  float* tiles;       // (block / TILE, D, TILE)
-  float* squares;     // (block)
-  float* best;        // (block, LANES)
-  float* second;      // (block, LANES)
-  int32_t* where;     // (block, LANES): the vector of codes that held the best
-  float* tops;        // (block), rounded up to LANES: each row's best score
-  float* thresholds;  // (block), the same
-  int32_t* listed;    // (TILE, LISTED)
+  float* tiles;       // (block / TILE, depth, TILE)
+  float* squares;     // (block), and so on, rounded up to LANES
+  float* roundings;   // (block)
+  float* slacks;      // (block)
+  float* tops;        // (block): each row's best score
+  float* most;        // (block / TILE, STRETCH, TILE, LANES)
+  float* scores;      // (block, LISTED)
+  int32_t* slots;     // (block, LISTED): panel and lane
+  int32_t* counts;    // (block)
+  DenseScratch dense;
   ScanQueue queue;
 
   int64_t lay_out(char* base, const Nearest& call, int64_t block) {
     Arena arena(base);
-    const int64_t dim = call.x.dim;
+    const int64_t dim = call.codebook.dim;
     block = round_up(block, TILE);
     rows.lay_out(arena, dim, block);
-    tiles = arena.take<float>(block * (dim + 3));
+    tiles = arena.take<float>(block * dim + LANES);
     squares = arena.take<float>(block + LANES);
-    best = arena.take<float>(block * LANES);
-    second = arena.take<float>(block * LANES);
-    where = arena.take<int32_t>(block * LANES);
+    roundings = arena.take<float>(block + LANES);
+    slacks = arena.take<float>(block + LANES);
     tops = arena.take<float>(block + LANES);
-    thresholds = arena.take<float>(block + LANES);
-    listed = arena.take<int32_t>(TILE * LISTED);
-    queue.rows = arena.take<double>(SCAN_ROWS * dim);
-    queue.scratch = arena.take<double>(scan_scratch(dim));
-    queue.count = 0;
+    most = arena.take<float>(block * LANES * (call.panels < STRETCH ? call.panels : STRETCH));
+    scores = arena.take<float>(block * LISTED);
+    slots = arena.take<int32_t>(block * LISTED);
+    counts = arena.take<int32_t>(block);
+    dense.lay_out(arena, dim, block);
+    queue.lay_out(arena, dim);
     return arena.used();
   }
 };
 
-FASTVQ_INLINE void score_panel(int64_t dim, const float* tile, const float* panel, Floats (&score)[TILE][VECTORS]) {
+// The pass over float32.
+struct Singles {
+  static FASTVQ_INLINE void add_products(const float* tile, const float* codes, Floats (&score)[TILE][VECTORS]) {
+    Floats c[VECTORS];
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) c[v] = load<Floats>(codes + v * LANES);
+#pragma GCC unroll 16
+    for (int r = 0; r < TILE; ++r) {
+      const Floats x = splat(tile[r]);
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; ++v) score[r][v] = multiply_add(x, c[v], score[r][v]);
+    }
+  }
+};
+
+template <class Pass>
+static void score_panel(int64_t depth, const float* tile, const float* panel, float* most) {
+  Floats score[TILE][VECTORS];
 #pragma GCC unroll 4
   for (int v = 0; v < VECTORS; ++v) {
     const Floats bias = load<Floats>(panel + v * LANES);
@@ -64,186 +77,182 @@ FASTVQ_INLINE void score_panel(int64_t dim, const float* tile, const float* pane
     for (int r = 0; r < TILE; ++r) score[r][v] = bias;
   }
   panel += PANEL;
-  for (int64_t d = 0; d < dim; ++d) {
-    Floats codes[VECTORS];
-#pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) codes[v] = load<Floats>(panel + d * PANEL + v * LANES);
-#pragma GCC unroll 16
-    for (int r = 0; r < TILE; ++r) {
-      const Floats x = splat(tile[d * TILE + r]);
-#pragma GCC unroll 4
-      for (int v = 0; v < VECTORS; ++v) score[r][v] = multiply_add(x, codes[v], score[r][v]);
-    }
-  }
-}
-
-template <bool RUNNER_UP>
-static void best_of_panel(int64_t dim, const float* tile, const float* panel, int32_t vector, float* best,
-                          int32_t* where, float* second) {
-  Floats score[TILE][VECTORS];
-  score_panel(dim, tile, panel, score);
+  for (int64_t d = 0; d < depth; ++d) Pass::add_products(tile + d * TILE, panel + d * PANEL, score);
 #pragma GCC unroll 16
   for (int r = 0; r < TILE; ++r) {
-    Floats top = load<Floats>(best + r * LANES), next{};
-    Ints at = load<Ints>(where + r * LANES);
-    if (RUNNER_UP) next = load<Floats>(second + r * LANES);
+    Floats result = score[r][0];
 #pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) {
-      if (RUNNER_UP) next = maximum(next, minimum(score[r][v], top));
-      at = select(greater(score[r][v], top), splat(vector + v), at);
-      top = maximum(score[r][v], top);
-    }
-    store(best + r * LANES, top);
-    store(where + r * LANES, at);
-    if (RUNNER_UP) store(second + r * LANES, next);
+    for (int v = 1; v < VECTORS; ++v) result = maximum(score[r][v], result);
+    store(most + r * LANES, result);
   }
-}
-
-// Lists every code that scores at least its row's threshold; counts[r] goes on past LISTED without writing.
-static void list_candidates(int64_t dim, const float* tile, const float* panel, int32_t vector,
-                            const float* thresholds, int32_t* listed, int* counts) {
-  Floats score[TILE][VECTORS];
-  score_panel(dim, tile, panel, score);
-  for (int r = 0; r < TILE; ++r)
-    for (int v = 0; v < VECTORS; ++v)
-      for (uint32_t left = bits(at_least(score[r][v], splat(thresholds[r]))); left; left &= left - 1) {
-        if (counts[r] < LISTED) listed[r * LISTED + counts[r]] = (vector + v) * LANES + __builtin_ctz(left);
-        ++counts[r];
-      }
 }
 
 // One tile: the first TILE of `count` rows (the last one again where they are fewer), centred and scaled, d-major,
 // and the sums of their squares.
-static void pack_tile(const Nearest& call, const GroupCodes& codes, const float* shift, const float* const* rows,
-                      int count, float* tile, float* squares) {
-  const int64_t dim = call.x.dim;
-  for (int r0 = 0; r0 < TILE; r0 += 4) {
-    Quad square[4] = {};
-    const float *row[4], *next[4];  // the next four rows are fetched meanwhile: they come from memory
-    for (int i = 0; i < 4; ++i) {
-      row[i] = rows[r0 + i < count ? r0 + i : count - 1];
-      next[i] = rows[r0 + 4 + i < count ? r0 + 4 + i : count - 1];
-    }
-    for (int64_t d = 0; d < dim; d += 4) {
-      const Quad m = load_quad(shift, d, dim);
-      Quad q[4];
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        if (d % 16 == 0) __builtin_prefetch(next[i] + d);
-        q[i] = load_quad(row[i], d, dim) * codes.row_scale - m;
-        square[i] += q[i] * q[i];
+static void pack_single_tile(const float* const* rows, int count, int64_t dim, float scale, const float* shift,
+                             float* tile, float* squares) {
+  for (int r0 = 0; r0 < TILE; r0 += LANES) {
+    constexpr int ROWS = TILE < LANES ? TILE : LANES;
+    static_assert(TILE < LANES || TILE % LANES == 0);
+    Floats square{};
+    for (int64_t d0 = 0; d0 < dim; d0 += LANES) {
+      const Floats m = load<Floats>(shift + d0);
+      Floats y[LANES] = {};
+#pragma GCC unroll 16
+      for (int r = 0; r < ROWS; ++r) {
+        y[r] = load_part(rows[r0 + r < count ? r0 + r : count - 1] + d0, dim - d0) * splat(scale) - m;
+        // The next tile's rows are fetched meanwhile: they come from memory.
+        __builtin_prefetch(rows[r0 + r + TILE < count ? r0 + r + TILE : count - 1] + d0);
       }
-      transpose(q);
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) store(tile + (d + i) * TILE + r0, q[i]);
+      transpose(y);
+      // A store that covers the start of the next row of the tile comes before that row's own.
+      for (int i = 0; i < LANES && d0 + i < dim; ++i) {
+        square += y[i] * y[i];
+        store(tile + (d0 + i) * TILE + r0, y[i]);
+      }
     }
-    for (int i = 0; i < 4; ++i) squares[r0 + i] = (square[i][0] + square[i][2]) + (square[i][1] + square[i][3]);
+    store(squares + r0, square);
   }
 }
 
-static float* panel_at(const Nearest& call, int64_t group, int64_t panel) {
-  return call.packed + group * call.packed_size + panel * (call.x.dim + 1) * PANEL;
-}
-
-static void pack_panel(const Nearest& call, int64_t group, int64_t panel) {
-  float* to = panel_at(call, group, panel);
-  double largest = 0;
-  for (int lane = 0; lane < PANEL; lane += 4) {
-    const double square = centre_four(call, group, panel * PANEL + lane, to + lane, [&](int64_t d, Quad(&q)[4]) {
-      transpose(q);
-      for (int i = 0; i < 4 && d + i < call.x.dim; ++i) store(to + (d + i + 1) * PANEL + lane, q[i]);
-    });
-    largest = square > largest ? square : largest;
+// What one stretch of panels left for one tile: raises the rows' best scores and lists the slots within their slack.
+// A row whose list overflows gets the count LISTED + 1.
+static void sweep(int first_row, int64_t first_panel, int64_t panels, const float* most, PanelScratch& s) {
+  for (int r0 = 0; r0 < TILE; r0 += LANES) {
+    constexpr int ROWS = TILE < LANES ? TILE : LANES;
+    Floats best[LANES];
+#pragma GCC unroll 16
+    for (int r = 0; r < LANES; ++r) best[r] = splat(-HUGE_VALF);
+    for (int64_t p = 0; p < panels; ++p)
+#pragma GCC unroll 16
+      for (int r = 0; r < ROWS; ++r)
+        best[r] = maximum(load<Floats>(most + (p * TILE + r0 + r) * LANES), best[r]);
+    transpose(best);
+    Floats top = best[0];
+#pragma GCC unroll 16
+    for (int i = 1; i < LANES; ++i) top = maximum(best[i], top);
+    const int base = first_row + r0;
+    const Floats all = maximum(top, load<Floats>(s.tops + base));
+    store(s.tops + base, all);
+    const Floats lowest = threshold(all, load<Floats>(s.slacks + base));
+    float limits[LANES];
+    store(limits, lowest);
+    for (uint32_t hits = bits(at_least(top, lowest)) & ((1u << ROWS) - 1); hits; hits &= hits - 1) {
+      const int r = __builtin_ctz(hits);
+      const Floats limit = splat(limits[r]);
+      float* scores = s.scores + (base + r) * LISTED;
+      int32_t* slots = s.slots + (base + r) * LISTED;
+      int32_t count = s.counts[base + r];
+      for (int64_t p = 0; p < panels; ++p) {
+        const float* from = most + (p * TILE + r0 + r) * LANES;
+        for (uint32_t left = bits(at_least(load<Floats>(from), limit)); left; left &= left - 1) {
+          const int lane = __builtin_ctz(left);
+          if (count == LISTED) count = drop_below(limits[r], scores, slots, LISTED);
+          if (count >= LISTED) {
+            count = LISTED + 1;
+            continue;
+          }
+          scores[count] = from[lane];
+          slots[count++] = static_cast<int32_t>((first_panel + p) * LANES + lane);
+        }
+      }
+      s.counts[base + r] = count;
+    }
   }
-  call.panel_square[group * call.panels + panel] = static_cast<float>(largest * (1 + 0x1p-20));
 }
 
-// Rows of one tile whose runner-up in some lane is near: lists their candidates in a second pass over the codes.
-static void settle_tile(const Nearest& call, int64_t group, int tile, uint32_t doubtful, PanelScratch& s) {
-  const int first = tile * TILE;
-  float thresholds[TILE];
-  int counts[TILE] = {};
-  for (int r = 0; r < TILE; ++r) thresholds[r] = doubtful >> r & 1 ? s.thresholds[first + r] : HUGE_VALF;
-  for (int64_t panel = 0; panel < call.panels; ++panel)
-    list_candidates(call.x.dim, s.tiles + tile * call.x.dim * TILE, panel_at(call, group, panel),
-                    static_cast<int32_t>(panel * VECTORS), thresholds, s.listed, counts);
-  const bool l2 = call.metric == Metric::l2;
-  for (; doubtful; doubtful &= doubtful - 1) {
-    const int r = __builtin_ctz(doubtful);
-    const float* row = s.rows.at[first + r];
-    if (counts[r] > LISTED) {
-      queue_scan(call, group, s.rows.numbers[first + r], row, s.queue);
+// Decides one row from its slots; returns how many codes it had to rescore.
+static int finish_row(const Nearest& call, int64_t group, Level level, int r, int64_t number, const float* row,
+                      PanelScratch& s) {
+  const float lowest = threshold(splat(s.tops[r]), splat(s.slacks[r]))[0];
+  int32_t* slots = s.slots + r * LISTED;
+  const int slot_count = drop_below(lowest, s.scores + r * LISTED, slots, s.counts[r]);
+  int32_t list[LISTED * VECTORS];
+  int count = 0;
+  const uint8_t* absent = left_out(call, group, level);
+  for (int i = 0; i < slot_count; ++i) {
+    const int32_t first = slots[i] / LANES * PANEL + slots[i] % LANES;
+    for (int32_t code = first; code < first + PANEL && code < call.codebook.codes; code += LANES)
+      if (!absent[code]) list[count++] = code;
+  }
+  const int32_t code = decide(call, group, row, s.squares[r], list, count);
+  const bool oracle = call.kind == Kind::lanes;
+  write_code(call, group, number, row, code,
+             oracle ? best_candidate(row, call.float_codes(group), call.x.dim, call.metric == Metric::l2, &code, 1).cost
+                    : 0);
+  return count;
+}
+
+// Searches `count` of the block's rows, from `first` on, with packed codes; returns what close calls cost.
+template <class Pass>
+static int64_t search_tiles(const Nearest& call, int64_t group, Level level, int first, int count, PanelScratch& s) {
+  const int64_t dim = call.x.dim;
+  const int slot = packed_slot(call, group, level);
+  const bool pairs = slot == 0 && call.pairs;
+  const int64_t depth = pairs ? call.depth[slot] : dim, panel_size = (call.depth[slot] + 1) * PANEL;
+  const auto* packed = reinterpret_cast<const float*>(call.packed[slot]) + group * call.packed_size[slot];
+  const GroupCodes& codes = call.groups[group];
+  const float* shift = call.row_shift + group * call.width;
+  const float* const* at = s.rows.at + first;
+  const int64_t* numbers = s.rows.numbers + first;
+  const int tiles = static_cast<int>(ceil_div(count, TILE));
+  for (int t = 0; t < tiles; ++t) {
+    const int r = t * TILE;
+    float* tile = s.tiles + r * depth;
+#if defined(__AVX512BF16__)
+    if (pairs) {
+      pack_pair_tile(at + r, count - r, dim, codes.row_scale, shift, tile, s.squares + r, s.roundings + r);
       continue;
     }
-    const Winner winner =
-        best_candidate(row, call.float_codes(group), call.x.dim, l2, s.listed + r * LISTED, counts[r]);
-    write_row<float>(call, group, s.rows.numbers[first + r], winner.code, winner.cost);
+#endif
+    pack_single_tile(at + r, count - r, dim, codes.row_scale, shift, tile, s.squares + r);
   }
-}
+  for (int r = 0; r < tiles * TILE; ++r) {
+    s.tops[r] = -HUGE_VALF;
+    s.counts[r] = 0;
+  }
+  for (int r = 0; r < tiles * TILE; r += LANES)
+    store(s.slacks + r, call.exact ? slack_of(codes, codes.slack[pairs ? FIRST : SECOND], load<Floats>(s.squares + r),
+                                              load<Floats>(s.roundings + r))
+                                   : Floats{});
+  for (int64_t panel = 0; panel < call.panels; panel += STRETCH) {
+    const int64_t stretch = call.panels - panel < STRETCH ? call.panels - panel : STRETCH;
+    for (int64_t p = 0; p < stretch; ++p)
+      for (int t = 0; t < tiles; ++t)
+        score_panel<Pass>(depth, s.tiles + t * TILE * depth, packed + (panel + p) * panel_size,
+                          s.most + (t * stretch + p) * TILE * LANES);
+    for (int t = 0; t < tiles; ++t) sweep(t * TILE, panel, stretch, s.most + t * stretch * TILE * LANES, s);
+  }
 
-// Decides one row from its lanes; true where the row needs settle_tile.
-static bool finish_row(const Nearest& call, int64_t group, int r, PanelScratch& s) {
-  const int64_t dim = call.x.dim, number = s.rows.numbers[r];
-  const bool l2 = call.metric == Metric::l2;
-  const float* row = s.rows.at[r];
-  const Ints where = load<Ints>(s.where + r * LANES);
-  const Floats lowest = splat(call.exact ? s.thresholds[r] : s.tops[r]);
-  if (call.exact && bits(at_least(load<Floats>(s.second + r * LANES), lowest))) return true;
-  int32_t list[LANES];
-  int count = 0;
-  for (uint32_t left = bits(at_least(load<Floats>(s.best + r * LANES), lowest)); left; left &= left - 1) {
-    const int lane = __builtin_ctz(left);
-    list[count++] = where[lane] * LANES + lane;
+  int64_t rescored = 0;
+  for (int r = 0; r < count; ++r) {
+    if (!(s.squares[r] < LARGEST_SQUARE)) scan_or_drop(call, group, numbers[r], at[r], s.queue);
+    else if (s.counts[r] > LISTED) s.dense.waiting[s.dense.count++] = r;
+    else rescored += finish_row(call, group, level, r, numbers[r], at[r], s);
   }
-  if (count > 1 && call.exact) {
-    const Winner winner = best_candidate(row, call.float_codes(group), dim, l2, list, count);
-    write_row<float>(call, group, number, winner.code, winner.cost);
-    return false;
-  }
-  int32_t code = list[0];
-  for (int i = 1; i < count; ++i) code = list[i] < code ? list[i] : code;
-  write_row<float>(call, group, number, code, cost_of(row, call.float_codes(group) + code * dim, dim, l2));
-  return false;
+  const int64_t effort = rescore_effort(call, rescored, s.dense.count);
+  search_dense(call, group, at, numbers, s.squares, s.dense, s.queue);
+  return effort;
 }
 
 static void search_panels(const Nearest& call, int64_t group, int64_t first, int64_t last, int64_t block,
                           char* scratch) {
   PanelScratch s;
   s.lay_out(scratch, call, block);
-  const int64_t dim = call.x.dim;
-  const GroupCodes& codes = call.groups[group];
-  const int count = s.rows.collect(call, group, first, last);
-  if (count == 0) return;
-
-  const float* shift = call.row_shift + group * call.padded_dim;
-  const int tiles = static_cast<int>(ceil_div(count, TILE));
-  for (int t = 0; t < tiles; ++t)
-    pack_tile(call, codes, shift, s.rows.at + t * TILE, count - t * TILE, s.tiles + t * dim * TILE,
-              s.squares + t * TILE);
-  for (int64_t i = 0; i < int64_t{tiles} * TILE * LANES; i += LANES) {
-    store(s.best + i, splat(-HUGE_VALF));
-    store(s.second + i, splat(-HUGE_VALF));
-    store(s.where + i, Ints{});
-  }
-  const auto best_of = call.exact ? best_of_panel<true> : best_of_panel<false>;
-  for (int64_t panel = 0; panel < call.panels; ++panel)
-    for (int t = 0; t < tiles; ++t)
-      best_of(dim, s.tiles + t * dim * TILE, panel_at(call, group, panel), static_cast<int32_t>(panel * VECTORS),
-              s.best + t * TILE * LANES, s.where + t * TILE * LANES, s.second + t * TILE * LANES);
-
-  for (int r = 0; r < count; ++r) s.tops[r] = largest(load<Floats>(s.best + r * LANES));
-  for (int r = 0; r < count; r += LANES)
-    store(s.thresholds + r, threshold(codes, load<Floats>(s.tops + r), load<Floats>(s.squares + r)));
-  for (int t = 0; t < tiles; ++t) {
-    uint32_t doubtful = 0;
-    for (int r = t * TILE; r < (t + 1) * TILE && r < count; ++r) {
-      if (s.squares[r] < LARGEST_SQUARE) {
-        doubtful |= static_cast<uint32_t>(finish_row(call, group, r, s)) << (r - t * TILE);
-      } else {
-        scan_or_drop(call, group, s.rows.numbers[r], s.rows.at[r], s.queue);
-      }
+  const int total = s.rows.collect(call, group, first, last);
+  for (int from = 0, count; from < total; from += count) {
+    const Level level = level_of(call, group);
+    count = is_trial(call, group) && total - from > TRIAL_ROWS ? static_cast<int>(TRIAL_ROWS) : total - from;
+    if (level == DENSE) {
+      search_all_dense(call, group, s.rows.at + from, s.rows.numbers + from, count, s.squares, s.dense, s.queue);
+      continue;
     }
-    if (doubtful) settle_tile(call, group, t, doubtful, s);
+#if defined(__AVX512BF16__)
+    const auto search = level == FIRST && call.pairs ? search_tiles<Pairs> : search_tiles<Singles>;
+#else
+    const auto search = search_tiles<Singles>;
+#endif
+    report(call, group, level, count, search(call, group, level, from, count, s));
   }
   scan_queued<float>(call, group, s.queue);
 }

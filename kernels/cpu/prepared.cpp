@@ -6,40 +6,54 @@
 namespace fastvq::cpu {
 namespace {
 
-// Takes the arrays of a prepared search from memory at `base`; returns the bytes they need.
-int64_t lay_out(Nearest& call, char* base, int workers) {
+// Takes the arrays of prepared codes from memory at `base`; returns the bytes they need.
+int64_t lay_out(PreparedCodes& codes, char* base) {
   Arena arena(base);
-  const int64_t groups = call.x.groups, codes = call.codebook.codes, dim = call.codebook.dim;
-  if (call.copies_codes) {
-    if (call.is_double()) call.code_rows = arena.take<double>(groups * codes * dim);
-    else call.code_rows = arena.take<float>(groups * codes * dim);
+  const int64_t groups = codes.codebook.groups, all = groups * codes.codebook.codes;
+  if (codes.copies_codes) {
+    if (codes.doubles) codes.code_rows = arena.take<double>(all * codes.codebook.dim);
+    else codes.code_rows = arena.take<float>(all * codes.codebook.dim);
   }
-  call.excluded = arena.take<uint8_t>(groups * codes);
-  if (call.is_double()) return arena.used();
-  call.repeated = arena.take<uint8_t>(groups * codes);
-  call.hashes = arena.take<uint32_t>(groups * codes);
-  call.chunk_sums = arena.take<double>(groups * call.chunks * dim);
-  call.chunk_largest = arena.take<float>(groups * call.chunks);
-  call.chunk_square = arena.take<double>(groups * call.chunks);
-  call.chunk_finite = arena.take<int64_t>(groups * call.chunks);
-  call.mean = arena.take<float>(groups * call.padded_dim);
-  call.row_shift = arena.take<float>(groups * call.padded_dim);
-  call.packed = arena.take<float>(groups * call.packed_size);
-  call.panel_square = arena.take<float>(groups * call.panels);
-  call.groups = arena.take<GroupCodes>(groups);
-  call.hash_slots = arena.take<int32_t>(workers * call.slot_count);
+  if (codes.chunks > 0) codes.excluded = arena.take<uint8_t>(all);
+  if (codes.panels == 0) return arena.used();
+  codes.chunk_sums = arena.take<double>(groups * codes.chunks * codes.width);
+  codes.chunk_largest = arena.take<float>(groups * codes.chunks);
+  codes.chunk_finite = arena.take<int64_t>(groups * codes.chunks);
+  codes.mean = arena.take<float>(groups * codes.width);
+  codes.row_shift = arena.take<float>(groups * codes.width);
+  codes.panel_square = arena.take<float>(groups * codes.panels);
+  codes.panel_rounding = arena.take<float>(groups * codes.panels);
+  codes.groups = arena.take<GroupCodes>(groups);
+  codes.packed[0] = reinterpret_cast<char*>(arena.take<float>(groups * codes.packed_size[0]));
+  codes.second = arena.take<int32_t>(groups);
+  // What is rarely needed comes last, so that memory never touched costs nothing.
+  codes.repeated = arena.take<uint8_t>(all);
+  codes.hashes = arena.take<uint32_t>(all);
+  codes.hash_slots = arena.take<int32_t>(groups * codes.slot_count);
+  codes.packed[1] = reinterpret_cast<char*>(arena.take<float>(groups * codes.packed_size[1]));
   return arena.used();
 }
 
-void prepare(const Nearest& call, const NearestKernels& isa, int workers) {
-  const int64_t groups = call.x.groups;
-  run_tasks(groups * call.chunks, workers,
-            [&](int64_t task, int) { isa.read_codes(call, task / call.chunks, task % call.chunks); });
-  if (call.panels == 0) return;
-  run_tasks(groups, workers, [&](int64_t group, int worker) { isa.centre_codes(call, group, worker); });
-  run_tasks(groups * call.panels, workers,
-            [&](int64_t task, int) { isa.pack_codes(call, task / call.panels, task % call.panels); });
-  for (int64_t group = 0; group < groups; ++group) isa.bound_codes(call, group);
+void prepare(const PreparedCodes& codes, const NearestKernels& isa, int workers) {
+  const int64_t groups = codes.codebook.groups;
+  const auto whole_group = [&](int64_t group) {
+    for (int64_t chunk = 0; chunk < codes.chunks; ++chunk) isa.read_codes(codes, group, chunk);
+    if (codes.panels == 0) return;
+    isa.centre_codes(codes, group);
+    for (int64_t panel = 0; panel < codes.panels; ++panel) isa.pack_codes(codes, group, panel);
+    isa.bound_codes(codes, group);
+  };
+  if (codes.panels > 0)
+    for (int64_t group = 0; group < groups; ++group) codes.second[group] = 0;
+  if (groups >= int64_t{4} * workers)
+    return run_tasks(groups, workers, [&](int64_t group, int) { whole_group(group); });
+  run_tasks(groups * codes.chunks, workers,
+            [&](int64_t task, int) { isa.read_codes(codes, task / codes.chunks, task % codes.chunks); });
+  if (codes.panels == 0) return;
+  for (int64_t group = 0; group < groups; ++group) isa.centre_codes(codes, group);
+  run_tasks(groups * codes.panels, workers,
+            [&](int64_t task, int) { isa.pack_codes(codes, task / codes.panels, task % codes.panels); });
+  for (int64_t group = 0; group < groups; ++group) isa.bound_codes(codes, group);
 }
 
 Nearest ask(const Codebook& codebook, Metric metric, bool exact, bool doubles, int64_t rows) {
@@ -57,15 +71,22 @@ PreparedSearch::PreparedSearch(const Nearest& asked, int workers) : asked_(asked
   const Codebook& given = asked_.codebook;
   const bool serves = asked_.metric != Metric::cosine && (given.dim_stride == 1 || given.dim == 1) &&
                       (given.code_stride == given.dim || given.codes == 1);
+  asked_.doubles = asked_.x.dtype == DType::float64;
   asked_.copies_codes = !serves;
   asked_.code_rows = const_cast<void*>(given.data);  // written only where they are copied
   asked_.code_group_stride = serves ? given.group_stride : given.codes * given.dim;
-  isa_->plan(asked_);
+  asked_.total_rows = asked_.x.rows();
   asked_.slot_count = 4;
   while (asked_.slot_count < 2 * given.codes) asked_.slot_count *= 2;
-  memory_ = std::make_unique<Memory>(lay_out(asked_, nullptr, workers));
-  lay_out(asked_, memory_->start(), workers);
+  isa_->plan(asked_, asked_.total_rows);
+  // Rounding to bfloat16 takes a slack, which makes what "fast" finds exact.
+  asked_.exact |= asked_.pairs;
+  memory_ = std::make_unique<Memory>(lay_out(asked_, nullptr));
+  lay_out(asked_, memory_->start());
   prepare(asked_, *isa_, workers);
+  progress_ = std::make_unique<Memory>(given.groups * static_cast<int64_t>(sizeof(Progress)));
+  asked_.progress = reinterpret_cast<Progress*>(progress_->start());
+  for (int64_t group = 0; group < given.groups; ++group) asked_.progress[group] = {};
 }
 
 PreparedSearch::PreparedSearch(const Codebook& codebook, Metric metric, bool exact, bool doubles, int64_t rows,

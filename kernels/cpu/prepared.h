@@ -41,7 +41,7 @@ class PreparedSearch {
  private:
   Nearest asked_;
   const NearestKernels* isa_;
-  std::unique_ptr<Memory> memory_;
+  std::unique_ptr<Memory> memory_, progress_;
 };
 
 }  // namespace fastvq::cpu

@@ -10,14 +10,20 @@
 
 namespace fastvq::cpu::FASTVQ_ISA {
 
-constexpr int LISTED = 64;               // candidates a row can list before the oracle scans every code
+constexpr int LISTED = 64;               // candidates, or sets of them, that a row can list
 constexpr float LARGEST_SQUARE = 1e36f;  // of Y: beyond, the coarse pass could overflow
 
-// The largest coarse score at which a code is out of the question, rounded down; one row a lane.
-FASTVQ_INLINE Floats threshold(const GroupCodes& codes, Floats best, Floats square) {
-  square = (square + splat(codes.norm_offset)) * splat(codes.norm_factor);
-  const Floats slack =
-      splat(codes.quadratic) * square + splat(codes.linear) * square_root(square) + splat(codes.constant);
+// The largest score at which a code is out of the question, rounded down; one row a lane. `square` and `lost` are the
+// computed squares of the row and of what rounding took from it.
+FASTVQ_INLINE Floats slack_of(const GroupCodes& codes, const Slack& slack, Floats square, Floats lost) {
+  const Floats factor = splat(codes.norm_factor), offset = splat(codes.norm_offset);
+  square = (square + offset) * factor;
+  Floats result = splat(slack.quadratic) * square + splat(slack.linear) * square_root(square) + splat(slack.constant);
+  if (slack.rounding > 0) result += splat(slack.rounding) * square_root((lost + offset) * factor);
+  return result;
+}
+
+FASTVQ_INLINE Floats threshold(Floats best, Floats slack) {
   const Floats lowest = best - slack;
   return lowest - magnitude(lowest) * splat(0x1p-22f) - splat(0x1p-126f);
 }
@@ -40,13 +46,17 @@ FASTVQ_INLINE void write_masked(const Nearest& call, int64_t group, int64_t row)
 
 // The cost of one code in float64, from differences, in any order: the sums differ from the oracle's by float64
 // rounding only.
-FASTVQ_INLINE double cost_of(const float* row, const float* code, int64_t dim, bool l2) {
+FASTVQ_INLINE Doubles load_doubles(const float* from) {
+  return __builtin_convertvector(load<HalfFloats>(from), Doubles);
+}
+FASTVQ_INLINE Doubles load_doubles(const double* from) { return load<Doubles>(from); }
+
+template <class T>
+static double cost_of(const T* row, const float* code, int64_t dim, bool l2) {
   Doubles sums{};
-  typedef float Narrow __attribute__((vector_size(2 * LANES)));
   int64_t d = 0;
   for (; d + LANES / 2 <= dim; d += LANES / 2) {
-    const Doubles a = __builtin_convertvector(load<Narrow>(row + d), Doubles);
-    const Doubles b = __builtin_convertvector(load<Narrow>(code + d), Doubles);
+    const Doubles a = load_doubles(row + d), b = load_doubles(code + d);
     sums += l2 ? (a - b) * (a - b) : -(a * b);
   }
   double sum = 0;
@@ -56,12 +66,28 @@ FASTVQ_INLINE double cost_of(const float* row, const float* code, int64_t dim, b
   return sum;
 }
 
+// Writes one row's code and its distance, which must not depend on how the code was found: narrow rows get the
+// oracle's, the others' differ from it by float64 rounding.
+template <class T>
+static void write_code(const Nearest& call, int64_t group, int64_t number, const T* row, int64_t code,
+                       double oracle_cost) {
+  if (code >= 0 && call.kind != Kind::lanes)
+    oracle_cost = cost_of(row, call.float_codes(group) + code * call.x.dim, call.x.dim, call.metric == Metric::l2);
+  write_row<float>(call, group, number, code, oracle_cost);
+}
+
 // Rows of one group that wait until a scan over all codes is worth its preparation.
 struct ScanQueue {
   double* rows;     // (SCAN_ROWS, D)
   double* scratch;  // scan_scratch(D)
   int64_t numbers[SCAN_ROWS];
   int count;
+
+  FASTVQ_INLINE void lay_out(Arena& arena, int64_t dim) {
+    rows = arena.take<double>(SCAN_ROWS * dim);
+    scratch = arena.take<double>(scan_scratch(dim));
+    count = 0;
+  }
 };
 
 template <class T>
@@ -70,10 +96,14 @@ static void scan_queued(const Nearest& call, int64_t group, ScanQueue& queue) {
   Winner winners[SCAN_ROWS];
   const T* codes = static_cast<const T*>(call.code_rows) + group * call.code_group_stride;
   // Without preparation nothing is marked as excluded; costs of non-finite codes are not finite then.
-  const uint8_t* excluded = call.chunks > 0 ? call.excluded + group * call.codebook.codes : nullptr;
+  const uint8_t* excluded = call.excluded ? call.excluded + group * call.codebook.codes : nullptr;
   scan_codes(queue.rows, queue.count, call.x.dim, codes, call.codebook.codes, excluded, call.metric == Metric::l2,
              queue.scratch, winners);
-  for (int i = 0; i < queue.count; ++i) write_row<T>(call, group, queue.numbers[i], winners[i].code, winners[i].cost);
+  for (int i = 0; i < queue.count; ++i) {
+    if constexpr (sizeof(T) == 8) write_row<T>(call, group, queue.numbers[i], winners[i].code, winners[i].cost);
+    else
+      write_code(call, group, queue.numbers[i], queue.rows + i * call.x.dim, winners[i].code, winners[i].cost);
+  }
   queue.count = 0;
 }
 
@@ -113,7 +143,7 @@ struct BlockRows {
     const bool cosine = call.metric == Metric::cosine;
     const int listed = list_rows(call.x, call.mask, group, first, last, numbers, offsets,
                                  [&](int64_t row) { write_masked<float>(call, group, row); });
-    if (call.panels > 0 && !call.groups[group].searchable) {
+    if (call.panels > 0 && call.groups[group].example < 0) {
       for (int r = 0; r < listed; ++r) write_row<float>(call, group, numbers[r], -1, 0);
       return 0;
     }

@@ -8,56 +8,60 @@ namespace {
 
 constexpr int64_t COARSE_DIM = int64_t{1} << 20;  // beyond, the slack's constants are no longer proven
 
-enum class Kind : int { scan, direct, lanes, panels };
+constexpr int64_t FEW_ROWS = 2 * TILE;  // of narrow ones, for which lanes = codes is faster
+#if defined(__AVX512BF16__)
+constexpr bool HAS_PAIRS = true;
+#else
+constexpr bool HAS_PAIRS = false;
+#endif
 
-Kind choose_kind(const Nearest& call) {
-  if (call.is_double() || call.x.dim > COARSE_DIM) return Kind::scan;
-  if (call.x.dim <= WIDEST) return Kind::lanes;
-  const bool direct = call.x.rows() <= DIRECT_ROWS && call.metric == Metric::l2 && !call.copies_codes;
-  return direct ? Kind::direct : Kind::panels;
+Kind choose_kind(const PreparedCodes& call, int64_t rows) {
+  if (call.doubles || call.codebook.dim > COARSE_DIM) return Kind::scan;
+  if (call.codebook.dim <= WIDEST) return Kind::lanes;
+  return rows <= DIRECT_ROWS && call.metric == Metric::l2 && !call.copies_codes ? Kind::direct : Kind::panels;
 }
 
-Kind kind_of(const Nearest& call) { return static_cast<Kind>(call.kind); }
-
-void plan(Nearest& call) {
-  const int64_t codes = call.codebook.codes, dim = call.codebook.dim;
-  call.kind = static_cast<int>(choose_kind(call));
-  call.chunks = ceil_div(codes, CODE_CHUNK);
-  switch (kind_of(call)) {
-    case Kind::scan:
-      call.panels = call.packed_size = 0;
-      call.padded_dim = dim;
-      break;
-    case Kind::direct: call.chunks = call.panels = call.packed_size = call.padded_dim = 0; break;
-    case Kind::lanes:
-      call.panels = call.chunks;
-      call.padded_dim = padded_dim(dim);
-      call.packed_size = round_up(codes, 4) * (call.padded_dim + 1);
-      break;
-    case Kind::panels:
-      call.panels = ceil_div(codes, PANEL);
-      call.padded_dim = dim;
-      call.packed_size = call.panels * (dim + 1) * PANEL;
-      break;
-  }
+void plan(PreparedCodes& call, int64_t rows) {
+  const int64_t dim = call.codebook.dim;
+  call.kind = choose_kind(call, rows);
+  call.chunks = ceil_div(call.codebook.codes, CODE_CHUNK);
+  call.panels = 0;
+  call.pairs = HAS_PAIRS && call.kind == Kind::panels;
+  call.width = round_up(dim, call.pairs ? 2 * LANES : LANES);
+  if (call.kind == Kind::direct) call.chunks = 0;
+  if (call.kind != Kind::lanes && call.kind != Kind::panels) return;
+  call.panels = ceil_div(call.codebook.codes, PANEL);
+  call.depth[0] = call.pairs ? ceil_div(dim, 2) : call.kind == Kind::lanes ? padded_dim(dim) : dim;
+  call.depth[1] = call.pairs ? dim : call.depth[0];
+  for (int slot = 0; slot < 2; ++slot) call.packed_size[slot] = call.panels * (call.depth[slot] + 1) * PANEL;
 }
 
-void pack_codes(const Nearest& call, int64_t group, int64_t panel) {
-  if (kind_of(call) == Kind::lanes) pack_lane_codes(call, group, panel);
-  else pack_panel(call, group, panel);
+void pack_codes(const PreparedCodes& call, int64_t group, int64_t panel) {
+  if (call.groups[group].example < 0) return;
+  const int64_t at = group * call.panels + panel;
+  const uint8_t* absent = call.excluded + group * call.codebook.codes;
+  float* to = reinterpret_cast<float*>(call.packed[0]) + group * call.packed_size[0] +
+              panel * (call.depth[0] + 1) * PANEL;
+#if defined(__AVX512BF16__)
+  const double square = call.pairs ? pack_pairs(call, group, panel, absent, call.panel_rounding + at, to)
+                                   : pack_singles(call, group, panel, absent, call.depth[0], to);
+#else
+  const double square = pack_singles(call, group, panel, absent, call.depth[0], to);
+#endif
+  call.panel_square[at] = static_cast<float>(square * (1 + 0x1p-20));
 }
 
 // Enough rows to reuse the codes in cache, few enough to leave every thread some blocks.
 int64_t block_rows(const Nearest& call, int workers) {
   int64_t step = LARGEST_SET, most = LANE_BLOCK_ROWS;
-  if (kind_of(call) == Kind::panels) {
-    const int64_t cached = BLOCK_BYTES / (4 * call.x.dim);
+  if (call.kind == Kind::panels) {
+    const int64_t cached = BLOCK_BYTES / (4 * call.codebook.dim);
     step = TILE;
     most = cached < BLOCK_ROWS ? cached : BLOCK_ROWS;
-  } else if (kind_of(call) == Kind::direct) {
+  } else if (call.kind == Kind::direct) {
     step = AT_ONCE;
   }
-  const int64_t share = ceil_div(call.x.rows() * call.x.groups, int64_t{2} * workers);
+  const int64_t share = ceil_div(call.total_rows * call.codebook.groups, int64_t{2} * workers);
   if (share < most) most = share;
   return most < step ? step : most / step * step;
 }
@@ -72,10 +76,8 @@ struct ScanScratch {
     Arena arena(base);
     numbers = arena.take<int64_t>(block);
     offsets = arena.take<int64_t>(block);
-    row_values = reinterpret_cast<char*>(arena.take<double>(call.x.dim));
-    queue.rows = arena.take<double>(SCAN_ROWS * call.x.dim);
-    queue.scratch = arena.take<double>(scan_scratch(call.x.dim));
-    queue.count = 0;
+    row_values = reinterpret_cast<char*>(arena.take<double>(call.codebook.dim));
+    queue.lay_out(arena, call.codebook.dim);
     return arena.used();
   }
 };
@@ -102,21 +104,26 @@ void search_all(const Nearest& call, int64_t group, int64_t first, int64_t last,
 }
 
 int64_t scratch_bytes(const Nearest& call, int64_t block) {
-  switch (kind_of(call)) {
+  switch (call.kind) {
     case Kind::direct: return DirectScratch().lay_out(nullptr, call, block);
-    case Kind::lanes: return LaneScratch().lay_out(nullptr, call, block);
     case Kind::panels: return PanelScratch().lay_out(nullptr, call, block);
-    default: return ScanScratch().lay_out(nullptr, call, block);
+    case Kind::scan: return ScanScratch().lay_out(nullptr, call, block);
+    case Kind::lanes: break;
   }
+  const int64_t many = LaneScratch().lay_out(nullptr, call, block);
+  const int64_t few = PanelScratch().lay_out(nullptr, call, FEW_ROWS);
+  return many > few ? many : few;
 }
 
 void search(const Nearest& call, int64_t group, int64_t first, int64_t last, int64_t block, char* scratch) {
-  switch (kind_of(call)) {
+  switch (call.kind) {
     case Kind::direct: return search_direct(call, group, first, last, block, scratch);
-    case Kind::lanes: return search_lanes(call, group, first, last, block, scratch);
     case Kind::panels: return search_panels(call, group, first, last, block, scratch);
-    default: {
-      const auto all = call.is_double() ? search_all<double> : search_all<float>;
+    case Kind::lanes:
+      if (last - first > FEW_ROWS) return search_lanes(call, group, first, last, block, scratch);
+      return search_panels(call, group, first, last, FEW_ROWS, scratch);
+    case Kind::scan: {
+      const auto all = call.doubles ? search_all<double> : search_all<float>;
       return all(call, group, first, last, block, scratch);
     }
   }

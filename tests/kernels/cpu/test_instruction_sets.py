@@ -10,14 +10,17 @@ from fastvq.kernels.cpu import build
 
 HERE = Path(__file__).resolve().parent
 # What the vectors see; the reference makes up most of the time.
-SELECTION = "(oracles and not 513 and not float16) or number_of_rows or strides or finite or close or sum or lookup"
+SELECTION = (
+    "(oracles and not 513 and not float16) or number_of_rows or strides or finite or close or clusters or worst"
+    " or sum or lookup"
+)
 
 
 def test_same_results(cpu, monkeypatch):
     monkeypatch.setenv("FASTVQ_CPU_ISA", "all")
     if len(build.isas()) == 1:
         pytest.skip(f"this processor runs {cpu.isa()} only")
-    files = [str(HERE / name) for name in ("test_nearest.py", "test_residual.py", "test_updates.py")]
+    files = [str(HERE / f"test_{name}.py") for name in ("nearest", "levels", "residual", "updates")]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", SELECTION, *files],
         cwd=HERE.parents[2],
