@@ -1,12 +1,14 @@
-"""Reading text that users wrote, and writing files so that nothing half-written is ever seen."""
+"""Finding and reading what users wrote, and writing files so that nothing half-written is ever seen."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from fastvq.models.errors import UserError
 
@@ -48,6 +50,48 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def find_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """All files at any depth, in the order of their paths; links are followed, each folder is entered once.
+
+    Hidden files and folders are left out.
+
+    Returns:
+        The files, and the links that lead nowhere.
+
+    Raises:
+        UserError: A folder inside cannot be read.
+    """
+
+    def refused(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror or error}): check its permissions")
+
+    files, broken, entered = [], [], set()
+    for place, folders, names in os.walk(folder, onerror=refused, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        # The first of several ways to a folder is the one that counts, so it must not depend on the file system.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found = [Path(place, name) for name in names if not name.startswith(".")]
+        files += [path for path in found if path.is_file()]
+        broken += [path for path in found if path.is_symlink() and not path.exists()]
+    return sorted(files), sorted(broken)
+
+
+def parse_json(text: str) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        ValueError: It is no JSON, or nested too deeply, or holds a number of thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def read_text(path: Path, *, what: str) -> str:

@@ -90,7 +90,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 def remove_partial(folder: Path) -> None:
     """Removes what a killed process left half-written directly inside ``folder``."""
     for leftover in Path(folder).glob(".*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

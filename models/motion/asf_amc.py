@@ -86,6 +86,8 @@ def read_asf(path: Path) -> AcclaimSkeleton:
         for line in sections["hierarchy"]:
             words = line.split()
             parents.update({child: words[0] for child in words[1:] if words[0] not in ("begin", "end")})
+        if sorted(order) != list(_AXES):
+            raise ValueError(f"axis {order} of the root")
         unit = _INCH / float(units.get("length", ["1.0"])[0])
         origin = np.array([float(word) for word in root.get("position", ["0", "0", "0"])])
         skeleton, ordered = _joints(bones, parents)
@@ -98,6 +100,7 @@ def read_asf(path: Path) -> AcclaimSkeleton:
     return AcclaimSkeleton(skeleton, unit, degrees, tuple(ordered), origin)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # place refuses what overflows
 def read_amc(path: Path, asf: AcclaimSkeleton, *, fps: float = DEFAULT_FPS) -> SourceMotion:
     """Reads a motion of a skeleton.
 
@@ -228,6 +231,8 @@ def _joints(bones: dict[str, _Bone], parents: dict[str, str]) -> tuple[SourceSke
     lost = [name for name in parents if name not in bones] + [name for name in parents.values() if name not in bones]
     if lost:
         raise ValueError(f"bone {lost[0]} of the hierarchy is not in :bonedata")
+    if "root" in parents:
+        raise ValueError(f"the root hangs on bone {parents['root']}")
     names, above, offsets, ends, ordered = ["root"], [-1], [np.zeros(3)], [False], [bones["root"]]
     for joint_name in names:
         children = [child for child, parent in parents.items() if parent == joint_name]
@@ -237,6 +242,9 @@ def _joints(bones: dict[str, _Bone], parents: dict[str, str]) -> tuple[SourceSke
             offsets.append(bones[joint_name].vector)
             ends.append(False)
             ordered.append(bones[child])
+    unreached = sorted(set(parents) - set(names))
+    if unreached:
+        raise ValueError(f"bone {unreached[0]} of the hierarchy does not hang on the root")
     for index, joint_name in enumerate(list(names)):
         if joint_name not in parents.values():
             names.append(f"end site of {joint_name}")

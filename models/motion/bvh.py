@@ -49,6 +49,7 @@ class _Hierarchy:
         )
 
 
+@np.errstate(over="ignore", invalid="ignore")  # place refuses what overflows
 def read_bvh(path: Path) -> SourceMotion:
     """Reads a BVH file.
 
@@ -106,7 +107,7 @@ def _parse_hierarchy(text: str, path: Path) -> _Hierarchy:
                 _add_joint(found, f"end site of {found.names[open_joints[-1]]}", open_joints, end=True)
             elif keyword == "OFFSET":
                 found.offsets[open_joints[-1]] = [float(word) for word in words[1:4]]
-                if len(words) < 4:
+                if len(words) < 4 or not np.isfinite(found.offsets[open_joints[-1]]).all():
                     raise ValueError
             elif keyword == "CHANNELS":
                 names = [word[0].upper() + word[1:].lower() for word in words[2:]]
@@ -136,6 +137,8 @@ def _add_joint(found: _Hierarchy, name: str, open_joints: list[int], *, end: boo
 
 def _parse_motion(text: str, width: int, path: Path) -> tuple[np.ndarray, float]:
     """(T, channels) numbers and frames per second."""
+    if not width:
+        raise UserError(f"{path}: no joint of the BVH file has CHANNELS, so nothing moves: export it again")
     head = re.match(r"\s*Frames:\s*(\S+)\s+Frame Time:\s*(\S+)[ \t]*(?:\n|$)", text, flags=re.IGNORECASE)
     if head is None:
         raise UserError(f"{path}: expected 'Frames:' and 'Frame Time:' after MOTION: the file is cut off or no BVH")
@@ -143,7 +146,7 @@ def _parse_motion(text: str, width: int, path: Path) -> tuple[np.ndarray, float]
         frames, seconds = int(head[1]), float(head[2])
     except ValueError as error:
         raise UserError(
-            f"{path}: 'Frames:' or 'Frame Time:' is no number, got {head[1]!r} and {head[2]!r}"
+            f"{path}: 'Frames:' or 'Frame Time:' is no number, got {head[1][:20]!r} and {head[2][:20]!r}"
         ) from error
     if frames < 1 or not 1e-5 < seconds < 10:
         raise UserError(

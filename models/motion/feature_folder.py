@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fastvq.models.errors import UserError
-from fastvq.models.files import read_text
+from fastvq.models.files import find_files, read_text
 from fastvq.models.motion.clip import Clip
 from fastvq.models.motion.features272 import SLICES, WIDTH, Heading, convert_heading, features_to_joints
 from fastvq.models.motion.joint_arrays import read_array
@@ -153,7 +153,8 @@ def read_split_files(root: Path) -> dict[str, str] | None:
     Raises:
         UserError: A name stands in two of them.
     """
-    files = [path for split in _SPLITS for path in sorted(root.rglob(f"{split}.txt"))]
+    inside = find_files(root)[0]
+    files = [path for split in _SPLITS for path in inside if path.name == f"{split}.txt"]
     files = files or [path for split in _SPLITS if (path := root.resolve().parent / f"{split}.txt").is_file()]
     if not files:
         return None

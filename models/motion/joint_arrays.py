@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fastvq.models.errors import UserError
-from fastvq.models.files import read_text, replacing
+from fastvq.models.files import parse_json, read_text, replacing
 from fastvq.models.motion.clip import Clip
 from fastvq.models.motion.placement import body_length, check_finite
 from fastvq.models.motion.skeleton import NUM_JOINTS
@@ -25,7 +24,8 @@ from fastvq.models.motion.skeleton import NUM_JOINTS
 # What a file that does not say its rate is taken for: the rate of features, tokens and models here.
 DEFAULT_FPS = 30.0
 _NPY, _ZIP = b"\x93NUMPY", b"PK"
-_DAMAGED = (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+# Slower than a frame in ten seconds is no motion, and would be stretched to more frames than memory holds.
+_SLOWEST_FPS, _FASTEST_FPS = 0.1, 1e5
 
 
 def read_array(path: Path) -> np.ndarray:
@@ -38,7 +38,7 @@ def read_array(path: Path) -> np.ndarray:
     _check_magic(path, _NPY, ".npy")
     try:
         array = np.load(path, allow_pickle=False)
-    except _DAMAGED as error:
+    except Exception as error:  # a damaged header makes numpy raise nearly anything, MemoryError and TokenError too
         raise UserError(_damage(path, error)) from error
     return _real(array, str(path))
 
@@ -83,7 +83,7 @@ def read_joint_npz(path: Path, *, fps: float | None = None) -> tuple[list[Clip],
         # Opened here: numpy leaves a file open that it cannot make sense of.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except _DAMAGED as error:
+    except Exception as error:  # as in read_array
         raise UserError(_damage(path, error)) from error
     if {"poses", "trans"} <= set(arrays):
         raise UserError(
@@ -91,8 +91,9 @@ def read_joint_npz(path: Path, *, fps: float | None = None) -> tuple[list[Clip],
             f"and save the first {NUM_JOINTS} joints as (frames, {NUM_JOINTS}, 3)"
         )
     common = arrays.pop("fps", None)
-    if common is not None and common.size == 1 and fps is None:
-        fps = float(common.reshape(-1)[0])
+    if common is not None and fps is None:
+        rates = _real(common, f"{path}: fps").reshape(-1).tolist()
+        fps = _rate(rates[0] if len(rates) == 1 else rates, str(path))
     if not arrays:
         raise UserError(f"{path}: holds no clips: expected one array (frames, {NUM_JOINTS}, 3) per clip")
     table = path.with_suffix(".json")
@@ -105,7 +106,7 @@ def read_joint_npz(path: Path, *, fps: float | None = None) -> tuple[list[Clip],
         clips.append(
             Clip(
                 name=name,
-                fps=_rate(row.get("fps", fps or DEFAULT_FPS), f"{table}: clip {name!r}"),
+                fps=_rate(row.get("fps", fps or DEFAULT_FPS), f"{table if row else path}: clip {name!r}"),
                 joints=check_joints(_real(arrays[name], f"{path}: clip {name!r}"), f"{path}: clip {name!r}"),
                 text=str(row.get("description", "")),
                 split=str(row.get("split", "")),
@@ -161,15 +162,19 @@ def check_joints(array: np.ndarray, where: str) -> np.ndarray:
             f"{where}: expected joints of the shape (frames, {NUM_JOINTS}, 3), got {array.shape}: "
             "give SMPL's 22 body joints in metres"
         )
-    check_finite(array, where)
-    return np.ascontiguousarray(array, dtype=np.float32)
+    with np.errstate(over="ignore"):
+        joints = np.ascontiguousarray(array, dtype=np.float32)
+    check_finite(joints, where)
+    return joints
 
 
 def _read_rows(path: Path, arrays: dict[str, np.ndarray]) -> tuple[dict[str, dict[str, Any]], list[str]]:
     try:
-        content = json.loads(read_text(path, what="a JSON table of clips"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: no valid JSON, line {error.lineno}: {error.msg}") from error
+        content = parse_json(read_text(path, what="a JSON table of clips"))
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path}: no valid JSON: {error}") from error
     if not isinstance(content, list) or not all(isinstance(row, dict) and "name" in row for row in content):
         raise UserError(f"{path}: expected a list of rows, each an object with at least a 'name'")
     rows = {str(row["name"]): row for row in content}
@@ -184,12 +189,17 @@ def _read_rows(path: Path, arrays: dict[str, np.ndarray]) -> tuple[dict[str, dic
 
 
 def _rate(value: object, where: str) -> float:
-    if isinstance(value, int | float) and 0 < value < 1e5:
+    if isinstance(value, int | float) and not isinstance(value, bool) and _SLOWEST_FPS <= value < _FASTEST_FPS:
         return float(value)
-    raise UserError(f"{where}: fps must be a positive number of frames per second, got {value!r}")
+    raise UserError(
+        f"{where}: fps must be a positive number of frames per second, {_SLOWEST_FPS:g} to {_FASTEST_FPS:g}, got "
+        f"{repr(value)[:40]}"
+    )
 
 
-def _real(array: np.ndarray, where: str) -> np.ndarray:
+def _real(array: Any, where: str) -> np.ndarray:
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{where}: expected an array of numbers, got other data: save it with numpy")
     if array.dtype.kind not in "fiu":
         raise UserError(f"{where}: expected an array of real numbers, got dtype {array.dtype}")
     return array
@@ -214,7 +224,8 @@ def _damage(path: Path, error: Exception) -> str:
             f"{path}: holds pickled Python objects, which are refused because loading them can run code: "
             "save plain numeric arrays"
         )
-    return f"{path}: the file is cut off or damaged ({error}): copy or export it again"
+    reason = str(error)[:200] or type(error).__name__
+    return f"{path}: the file is cut off or damaged ({reason}): copy or export it again"
 
 
 def _size_notes(clips: Sequence[Clip], path: Path) -> list[str]:

@@ -1,9 +1,9 @@
 """Motions from any file or folder: BVH, ASF/AMC, joint arrays, 272-dimensional features, or all of them mixed.
 
 Kinds are told by the ending of a file and, where that says nothing, by how its content begins. Folders are
-searched to the bottom, files taken in the order of their paths. A motion's split is the one that its data
-set gives (a row of the ``.json``, a ``train.txt``); where there is none, a tenth of all names, drawn by a
-hash of the name, goes to the test split, so that a motion stays where it is when others come or go.
+searched to the bottom, links followed, files taken in the order of their paths. A motion's split is the one
+that its data set gives (a row of the ``.json``, a ``train.txt``); where there is none, a tenth of all names,
+drawn by a hash of the name, goes to the test split, so that a motion stays where it is when others come or go.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from fastvq.models.errors import UserError
+from fastvq.models.files import find_files
 from fastvq.models.motion import asf_amc, bvh, feature_folder, joint_arrays
 from fastvq.models.motion.clip import Clip
 from fastvq.models.motion.features272 import Heading, joints_to_features
@@ -190,16 +191,14 @@ def _files(path: Path) -> tuple[list[tuple[Path, Kind]], list[str]]:
         return [(path, kind)], []
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder: check the path")
-    everything = [
-        file
-        for file in sorted(path.rglob("*"))
-        if file.is_file() and not any(part.startswith((".", "__MACOSX")) for part in file.relative_to(path).parts)
-    ]
+    everything, broken = find_files(path)
+    everything = [file for file in everything if "__MACOSX" not in file.relative_to(path).parts]
     if not everything:
         raise UserError(f"{path}: the folder is empty: expected {_KINDS}")
     kinds = [(file, _kind(file)) for file in everything]
     motions = [(file, kind) for file, kind in kinds if kind not in ("archive", "companion", "other")]
-    notes = [f"{file}: skipped, an archive: unpack it to use it" for file, kind in kinds if kind == "archive"]
+    notes = [f"{file}: skipped, a link to what is not there" for file in broken]
+    notes += [f"{file}: skipped, an archive: unpack it to use it" for file, kind in kinds if kind == "archive"]
     others = Counter(file.suffix or file.name for file, kind in kinds if kind == "other")
     notes += [f"skipped {count} files {ending}: no kind of motion" for ending, count in sorted(others.items())]
     if not motions:
@@ -261,14 +260,20 @@ def _with_unique_names(root: Path, found: list[_Found]) -> list[_Found]:
     """Clips that share a name get their folders before it, then the file's name behind it, then a number."""
 
     def folders(one: _Found, _: int) -> str:
-        return "__".join((*one.path.relative_to(root).parent.parts, one.clip.name))
+        return _utf8("__".join((*one.path.relative_to(root).parent.parts, one.clip.name)))
 
     def file(one: _Found, _: int) -> str:
-        return f"{one.clip.name}__{one.path.name}"
+        return f"{one.clip.name}__{_utf8(one.path.name)}"
 
     def numbered(one: _Found, place: int) -> str:
         return f"{one.clip.name}__{place}"
 
+    found = [
+        _Found(
+            one.path, replace(one.clip, **{key: _utf8(getattr(one.clip, key)) for key in ("name", "text", "split")})
+        )
+        for one in found
+    ]
     for rename in (folders, file, numbered):
         counts = Counter(one.clip.name for one in found)
         found = [
@@ -276,6 +281,11 @@ def _with_unique_names(root: Path, found: list[_Found]) -> list[_Found]:
             for place, one in enumerate(found)
         ]
     return found
+
+
+def _utf8(text: str) -> str:
+    """The text with "?" for what no UTF-8 file can hold: names in another encoding, broken characters in JSON."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _with_splits(root: Path, found: list[_Found], report: LoadReport) -> list[Clip]:

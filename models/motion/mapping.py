@@ -12,7 +12,6 @@ chain has fewer than three.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from fastvq.models.errors import UserError
-from fastvq.models.files import read_text
+from fastvq.models.files import parse_json, read_text
 from fastvq.models.motion.skeleton import JOINT_NAMES
 from fastvq.models.motion.source import SourceSkeleton
 
@@ -145,11 +144,11 @@ def read_mapping_file(path: Path) -> dict[str, str]:
         UserError: No such file, no JSON object of strings, or a key that is no SMPL joint.
     """
     try:
-        rows = json.loads(read_text(path, what="a mapping file"))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}: a mapping file must be JSON, got an error at line {error.lineno}: {error.msg}"
-        ) from error
+        rows = parse_json(read_text(path, what="a mapping file"))
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path}: a mapping file must be JSON, and this one is not: {error}") from error
     if not isinstance(rows, dict) or not all(isinstance(value, str) for value in rows.values()):
         raise UserError(f"{path}: a mapping file must be a JSON object of {{SMPL name: source name}}, both strings")
     smpl = {split_name(name): name for name in JOINT_NAMES}

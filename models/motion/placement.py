@@ -43,6 +43,7 @@ class Placed:
     notes: list[str] = field(default_factory=list)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # absurd sizes end as infinity, which is refused
 def place(
     motion: SourceMotion,
     *,
@@ -89,7 +90,9 @@ def place(
                     f"{where}: ankles to head measure {length:.2f} m if the unit is {unit}, which is no grown body: "
                     "give the scale in metres per unit"
                 )
-    return Placed((joints * scale).astype(np.float32), motion.fps, mapping.report, notes)
+    placed = (joints * scale).astype(np.float32)
+    check_finite(placed, where)
+    return Placed(placed, motion.fps, mapping.report, notes)
 
 
 def body_length(joints: np.ndarray) -> float:

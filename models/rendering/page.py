@@ -54,4 +54,5 @@ def write_page(path: Path, text: str) -> None:
         UserError: the file system refuses.
     """
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        # Paths in the command may hold bytes that are no UTF-8.
+        temporary.write_text(text, encoding="utf-8", errors="replace", newline="\n")

@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from fastvq.models.errors import UserError
-from fastvq.models.files import read_text, replacing
+from fastvq.models.files import find_files, parse_json, read_text, replacing
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -34,6 +34,42 @@ def test_what_is_no_text_is_refused(tmp_path, content, message):
         read_text(path, what="a list")
     with pytest.raises(UserError, match="cannot be read"):
         read_text(tmp_path, what="a list")
+
+
+def test_files_are_found_through_links_and_folders_entered_once(tmp_path):
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    for folder in (data / "a", data / ".hidden", elsewhere / "deep"):
+        folder.mkdir(parents=True)
+        (folder / "file.txt").touch()
+    (data / ".file").touch()
+    (data / "linked").symlink_to(elsewhere)
+    (data / "again").symlink_to(elsewhere)
+    (elsewhere / "loop").symlink_to(data)
+    (data / "one.txt").symlink_to(elsewhere / "deep" / "file.txt")
+    (data / "gone.txt").symlink_to(tmp_path / "nowhere")
+    files, broken = find_files(data)
+    assert [str(path.relative_to(data)) for path in files] == ["a/file.txt", "again/deep/file.txt", "one.txt"]
+    assert broken == [data / "gone.txt"]
+
+
+def test_a_folder_that_cannot_be_read_is_not_taken_as_empty(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"closed: cannot be read .Permission denied.: check its permissions"):
+        find_files(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "9" * 5000])
+def test_whatever_is_wrong_with_a_json_text_is_a_value_error(text):
+    with pytest.raises(ValueError, match=r".+"):
+        parse_json(text)
 
 
 def test_a_file_is_replaced_when_the_block_ends(tmp_path):

@@ -89,6 +89,7 @@ def test_other_errors_stay_what_they_are(tmp_path):
 def test_what_a_killed_process_left_is_removed(tmp_path):
     (tmp_path / ".step.abc.partial").mkdir()
     (tmp_path / ".step.abc.partial" / "file").write_text("half")
+    (tmp_path / ".last.json.abc.partial").write_text("half")
     (tmp_path / "step").mkdir()
     storage.remove_partial(tmp_path)
     assert os.listdir(tmp_path) == ["step"]

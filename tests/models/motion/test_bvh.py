@@ -1,5 +1,6 @@
 """BVH files: what any exporter writes is read, and what is written reads back to where it was."""
 
+import dataclasses
 import errno
 import tempfile
 import zipfile
@@ -146,6 +147,8 @@ def test_byte_order_mark_windows_lines_and_lower_case_are_read(tmp_path):
         ("        OFFSET 1 0 0\n      }\n    }\n  }\n}\n", "", "HIERARCHY is cut off"),
         ("  JOINT Upper", "  ROOT Upper", "more than one ROOT"),
         ("JOINT Slider", "JOIN Slider", "makes no sense"),
+        ("OFFSET 0 2 0", "OFFSET 0 nan 0", "line 7 of the BVH file makes no sense"),
+        ("Frames: 2", "Frames: " + "9" * 5000, "is no number, got '9{20}' and"),
     ],
 )
 def test_damaged_files_get_one_clear_sentence(tmp_path, old, new, message):
@@ -155,6 +158,21 @@ def test_damaged_files_get_one_clear_sentence(tmp_path, old, new, message):
         read_bvh(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("frames", ["2", "2000000000000"])
+def test_a_file_in_which_nothing_moves_is_refused(tmp_path, frames):
+    text = f"HIERARCHY\nROOT a\n{{\nOFFSET 0 0 0\n}}\nMOTION\nFrames: {frames}\nFrame Time: 0.03\n1 2 3\n"
+    with pytest.raises(UserError, match="no joint of the BVH file has CHANNELS"):
+        read_bvh(save(tmp_path, text))
+
+
+def test_absurd_sizes_are_refused_without_a_warning(tmp_path):
+    joints, _ = moving_body(frames=3)
+    write_bvh(tmp_path / "a.bvh", joints, 30)
+    motion = read_bvh(tmp_path / "a.bvh")
+    with pytest.raises(UserError, match="3 of 3 frames hold NaN or infinity"):
+        place(dataclasses.replace(motion, positions=motion.positions * 1e200))
 
 
 @pytest.mark.parametrize(

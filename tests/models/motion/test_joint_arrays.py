@@ -3,6 +3,7 @@
 import errno
 import json
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,7 @@ def nan_body():
         (body() > 0, "real numbers, got dtype bool"),
         (body() * 1j, "real numbers, got dtype complex"),
         (nan_body(), "1 of 6 frames hold NaN or infinity, first frame 4: cut them out"),
+        (body().astype(np.float64) * 1e39, "6 of 6 frames hold NaN or infinity"),
     ],
 )
 def test_wrong_arrays_are_refused_by_name(tmp_path, array, message):
@@ -140,6 +142,49 @@ def test_cut_off_files_are_refused(tmp_path, kind):
             reader(path)
 
 
+def header(shape: str) -> bytes:
+    """The beginning of a .npy file that claims a shape."""
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
+    text += " " * (-(len(text) + 11) % 64) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header("(1000000000000, 22, 3)"),
+        header("(100000000000000000000, 22, 3)"),
+        header("(" * 40),
+        b"\x93NUMPY\x01\x00\x10\x00" + b'{"descr": ((((  ',
+    ],
+    ids=["more than memory", "more than addresses", "open brackets", "cut header"],
+)
+def test_hostile_headers_are_refused(tmp_path, content):
+    (tmp_path / "walk.npy").write_bytes(content)
+    with pytest.raises(UserError, match=r"walk\.npy: the file is cut off or damaged \(.+\): copy or export"):
+        read_joint_npy(tmp_path / "walk.npy")
+    with zipfile.ZipFile(tmp_path / "all.npz", "w") as archive:
+        archive.writestr("walk.npy", content)
+    with pytest.raises(UserError, match=r"all\.npz: the file is cut off or damaged \(.+\): copy or export"):
+        read_joint_npz(tmp_path / "all.npz")
+
+
+@pytest.mark.parametrize("name", ["walk.txt", "walk.npy", "fps.npy"])
+def test_other_members_of_an_archive_are_refused(tmp_path, name):
+    np.savez(tmp_path / "all.npz", good=body())
+    with zipfile.ZipFile(tmp_path / "all.npz", "a") as archive:
+        archive.writestr(name, b"no array")
+    with pytest.raises(UserError, match=r"expected an array of numbers, got other data"):
+        read_joint_npz(tmp_path / "all.npz")
+
+
+@pytest.mark.parametrize("rate", ["thirty", 1j, [30, 30], 0.0, -30.0, float("nan"), 1e-9])
+def test_a_rate_that_is_none_is_refused(tmp_path, rate):
+    np.savez(tmp_path / "all.npz", walk=body(), fps=np.array(rate))
+    with pytest.raises(UserError, match=r"all\.npz: (clip 'walk': )?(fps must|fps: expected)"):
+        read_joint_npz(tmp_path / "all.npz")
+
+
 def test_a_missing_file_and_an_empty_archive_are_refused(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         read_joint_npy(tmp_path / "none.npy")
@@ -163,6 +208,10 @@ def test_amass_parameters_are_named_as_such(tmp_path):
         ('[{"name": "a", "fps": 60}]', "says nothing of 1 of the 2 clips in the .npz beside it, first 'b'"),
         ('[{"name": "a", "fps": 0}, {"name": "b"}]', "clip 'a': fps must be a positive number"),
         ('[{"name": "a", "fps": "sixty"}, {"name": "b"}]', "clip 'a': fps must be a positive number"),
+        ('[{"name": "a", "fps": true}, {"name": "b"}]', "clip 'a': fps must be a positive number"),
+        ('[{"name": "a", "fps": 1e-9}, {"name": "b"}]', "clip 'a': fps must be a positive number"),
+        ("[" * 100_000, "no valid JSON: it is nested too deeply"),
+        ('[{"name": "a", "fps": ' + "9" * 5000 + "}]", "no valid JSON: .*digits"),
         (b"\xff\xfe\x00", "expected a JSON table"),
     ],
 )

@@ -1,6 +1,7 @@
 """load_clips: every kind, mixed; order, names, splits; and one clear sentence for everything wrong."""
 
 import json
+import os
 import zipfile
 
 import numpy as np
@@ -150,6 +151,32 @@ def test_files_with_other_endings_are_known_by_their_beginning(tmp_path):
         np.save(file, body())
     assert names(load_clips(tmp_path)) == ["joints", "walk"]
     assert names(load_clips(tmp_path / "walk.motion")) == ["walk"]
+
+
+def test_names_in_another_encoding_can_be_written(tmp_path):
+    folder = os.fsencode(tmp_path)
+    for name in (b"caf\xe9", b"caf\xe8"):
+        path = os.path.join(folder, name + b".bvh")
+        try:
+            os.mkdir(os.path.join(folder, name))
+        except OSError:
+            pytest.skip("this file system takes UTF-8 names only")
+        write_bvh(tmp_path / "good.bvh", body(), 30)
+        os.rename(tmp_path / "good.bvh", path)
+        os.link(path, os.path.join(folder, name, b"x.bvh"))
+    report = load_clips(tmp_path)
+    assert len(set(names(report))) == 4
+    assert all(name.encode() and name.startswith("caf?") for name in names(report))
+
+
+def test_linked_folders_are_searched_and_links_to_nothing_noted(tmp_path):
+    write_bvh(tmp_path / "elsewhere" / "a.bvh", body(), 30)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "gone.bvh").symlink_to(tmp_path / "nowhere.bvh")
+    report = load_clips(tmp_path / "data")
+    assert names(report) == ["a"]
+    assert any("gone.bvh: skipped, a link to what is not there" in note for note in report.notes)
 
 
 @pytest.mark.parametrize(

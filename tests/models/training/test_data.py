@@ -39,6 +39,15 @@ def test_clips_are_cut_where_no_body_moves_so_fast():
     ]
 
 
+def test_parts_do_not_take_the_names_of_others():
+    clip = generate_clips(1, seed=0)[0]
+    jump = clip.joints.copy()
+    jump[20:] += 5
+    whole = [dataclasses.replace(clip, name=name) for name in ("a_part1", "a_part1__2")]
+    parts = prepare_clips([dataclasses.replace(clip, name="a", joints=jump), *whole])
+    assert [part.name for part in parts] == ["a_part1__3", "a_part2", "a_part1", "a_part1__2"]
+
+
 def test_features_that_came_as_features_stay(motion):
     features = motion(30)
     clip = dataclasses.replace(generate_clips(1, seed=0)[0], features=features)
