@@ -94,6 +94,18 @@ def parse_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def check_readable(path: Path) -> None:
+    """Raises a UserError unless the file can be opened; libraries give other reasons, or none.
+
+    Raises:
+        UserError: It is missing or cannot be read.
+    """
+    try:
+        open(path, "rb").close()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}): check the path") from error
+
+
 def read_text(path: Path, *, what: str) -> str:
     """The text of a UTF-8 (or, by its byte-order mark, UTF-16) file, lines ending in ``\\n``.
 

@@ -15,6 +15,7 @@ from fastvq import metrics
 from fastvq.models.errors import UserError
 from fastvq.models.evaluation.metrics import acceleration_errors, joint_errors
 from fastvq.models.motion.features272 import SLICES, features_to_joints
+from fastvq.models.tokenizers.config import check_integer
 from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
 from fastvq.models.training.data import FeatureClip
 
@@ -59,6 +60,7 @@ def evaluate(
     """
     if not clips:
         raise UserError("there is no clip to evaluate: choose another split or give more data")
+    check_integer("batch_size", batch_size, 1)
     was_training = model.training
     model.eval()
     try:

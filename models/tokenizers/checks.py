@@ -13,7 +13,13 @@ MIN_FRAMES = 4
 Motion = Tensor | np.ndarray
 
 
-def motion(values: Motion, width: int, name: str = "motion", axes: tuple[int, ...] = (2, 3)) -> Tensor:
+def motion(
+    values: Motion,
+    width: int,
+    name: str = "motion",
+    axes: tuple[int, ...] = (2, 3),
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """A valid motion as (B, T, width).
 
     Args:
@@ -21,6 +27,7 @@ def motion(values: Motion, width: int, name: str = "motion", axes: tuple[int, ..
         width: features of a frame.
         name: how messages call it.
         axes: how many axes it may have.
+        dtype: of the result, in which it has to be finite.
 
     Raises:
         UserError: another type or shape, fewer than 4 frames, or values that are not finite.
@@ -32,12 +39,15 @@ def motion(values: Motion, width: int, name: str = "motion", axes: tuple[int, ..
         raise UserError(f"{name} must have the shape {forms}, got {tuple(values.shape)}")
     if values.shape[-2] < MIN_FRAMES or values.shape[0] < 1:
         raise UserError(f"{name} must have at least {MIN_FRAMES} frames, got the shape {tuple(values.shape)}")
-    checked = torch.as_tensor(values)
+    checked = _tensor(values, name)
+    if checked.is_complex():
+        raise UserError(f"{name} must hold real numbers, got {checked.dtype}")
+    checked = checked.to(dtype)
     finite = checked.isfinite().all(dim=-1)
     if not bool(finite.all()):
-        where = (~finite).nonzero()[0].tolist()
+        where, form = (~finite).nonzero()[0].tolist(), str(dtype).removeprefix("torch.")
         raise UserError(
-            f"{name} must be finite, but frame {where[-1]} is not ({int((~finite).sum())} such frames); "
+            f"{name} must be finite in {form}, but frame {where[-1]} is not ({int((~finite).sum())} such frames); "
             "cut them out or interpolate them"
         )
     return checked if checked.ndim == 3 else checked.unsqueeze(0)
@@ -55,9 +65,10 @@ def tokens(values: Tensor | np.ndarray, groups: int, codebook_size: int) -> Tens
     """
     if not isinstance(values, (Tensor, np.ndarray)):
         raise UserError(f"tokens must be a tensor or a NumPy array, got {type(values).__name__}")
-    checked = torch.as_tensor(values)
+    checked = _tensor(values, "tokens")
     if checked.is_floating_point() or checked.is_complex() or checked.dtype == torch.bool:
         raise UserError(f"tokens must be integers, got {checked.dtype}")
+    checked = checked.long()
     if checked.ndim == 2:
         checked = checked.unsqueeze(1)
     if checked.ndim != 3 or checked.shape[0] != groups or 0 in checked.shape:
@@ -65,7 +76,19 @@ def tokens(values: Tensor | np.ndarray, groups: int, codebook_size: int) -> Tens
     low, high = int(checked.min()), int(checked.max())
     if low < -1 or high >= codebook_size:
         raise UserError(f"tokens must lie in 0 to {codebook_size - 1}, or be -1 for a hole; got {low} to {high}")
-    return checked.long()
+    return checked
+
+
+def _tensor(values: Motion, name: str) -> Tensor:
+    """The values as a tensor; torch by itself takes no negative strides, no other byte order, and no long doubles,
+    and warns of arrays that are read-only."""
+    if isinstance(values, Tensor):
+        return values
+    if values.dtype.kind not in "fiubc":
+        raise UserError(f"{name} must hold numbers, got {values.dtype}")
+    wide = values.dtype.kind == "f" and values.dtype.itemsize > 8
+    dtype = np.dtype(np.float64) if wide else values.dtype.newbyteorder("=")
+    return torch.from_numpy(np.require(values, dtype, ["C", "W"]))
 
 
 def token_lengths(tokens: Tensor) -> Tensor:

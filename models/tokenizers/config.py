@@ -13,6 +13,8 @@ from fastvq.models.nn.autoencoder import Activation
 
 FORMAT = "fastvq-motion-vqvae/1"
 OTHER_KEYS = ("format", "kind", "training")
+# Sizes and counts fit what torch indexes and counts with.
+MOST = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,13 @@ class MotionVQVAEConfig:
     def __post_init__(self) -> None:
         for name in ("input_dim", "width", "output_dim", "groups", "codebook_size", "depth", "dilation_growth"):
             check_integer(name, getattr(self, name), 1)
-        check_integer("down_stages", self.down_stages, 0)
+        check_integer("down_stages", self.down_stages, 0, 16)
+        check_integer("depth", self.depth, 1, 64)
+        if self.dilation_growth ** (self.depth - 1) > MOST:
+            raise UserError(
+                f"the widest dilation, dilation_growth ** (depth - 1), must be at most {MOST}, got "
+                f"dilation_growth={self.dilation_growth} and depth={self.depth}"
+            )
         if self.output_dim % self.groups:
             raise UserError(
                 f"output_dim must be a multiple of groups, got output_dim={self.output_dim} and "
@@ -64,7 +72,7 @@ class MotionVQVAEConfig:
         check_number("decay", self.decay, 0, 1, below=True)
         check_number("dead_below", self.dead_below, 0, 1, below=True)
         check_number("commitment_weight", self.commitment_weight, 0)
-        check_number("fps", self.fps, 0, above=True)
+        check_number("fps", self.fps, 0.1, 1000)
 
     @property
     def downsample(self) -> int:
@@ -103,10 +111,12 @@ class MotionVQVAEConfig:
         return cls(**{name: values[name] for name in values if name in known})
 
 
-def check_integer(name: str, value: object, low: int) -> None:
-    """Raises a UserError unless ``value`` is an integer of at least ``low``."""
+def check_integer(name: str, value: object, low: int, high: int = MOST) -> None:
+    """Raises a UserError unless ``value`` is an integer from ``low`` to ``high``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
         raise UserError(f"{name} must be an integer of at least {low}, got {value!r}")
+    if value > high:
+        raise UserError(f"{name} must be an integer of at most {high}, got a larger one")
 
 
 def check_number(

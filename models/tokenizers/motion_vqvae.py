@@ -17,7 +17,7 @@ from fastvq.models import storage
 from fastvq.models.errors import UserError
 from fastvq.models.nn.autoencoder import Decoder, Encoder
 from fastvq.models.tokenizers import checks, pretrained
-from fastvq.models.tokenizers.config import MotionVQVAEConfig
+from fastvq.models.tokenizers.config import MotionVQVAEConfig, check_integer
 
 MIN_FRAMES = 4
 
@@ -163,6 +163,7 @@ class MotionVQVAE(nn.Module, ModelHubMixin):
         """
         if not len(motions):
             raise UserError("motions must hold at least one motion, got none")
+        check_integer("batch_size", batch_size, 1)
         checked = [self._checked(motion, f"motions[{index}]", axes=(2,))[0] for index, motion in enumerate(motions)]
         lengths = [-(-len(motion) // self.config.downsample) for motion in checked]
         tokens = torch.full((self.config.groups, len(checked), max(lengths)), -1, device=self.mean.device)
@@ -191,6 +192,7 @@ class MotionVQVAE(nn.Module, ModelHubMixin):
         Raises:
             UserError: as :meth:`decode`, or lengths that the tokens do not cover.
         """
+        check_integer("batch_size", batch_size, 1)
         tokens = self._checked_tokens(tokens)
         counts = checks.token_lengths(tokens).tolist()
         frames = [count * self.config.downsample for count in counts]
@@ -255,7 +257,7 @@ class MotionVQVAE(nn.Module, ModelHubMixin):
 
     def _checked(self, motion: Motion, name: str = "motion", axes: tuple[int, ...] = (2, 3)) -> Tensor:
         weight = self.encoder.conv_in.weight
-        return checks.motion(motion, self.config.input_dim, name, axes).to(weight.device, weight.dtype)
+        return checks.motion(motion, self.config.input_dim, name, axes, weight.dtype).to(weight.device)
 
     def _checked_tokens(self, tokens: Tensor | np.ndarray) -> Tensor:
         return checks.tokens(tokens, self.config.groups, self.config.codebook_size).to(self.mean.device)

@@ -5,7 +5,6 @@ A folder holds ``config.json``, ``model.safetensors`` or ``pytorch_model.bin``, 
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import warnings
@@ -27,6 +26,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastvq.models.errors import UserError
+from fastvq.models.files import check_readable, parse_json
+from fastvq.models.motion.joint_arrays import read_array
 
 CONFIG, MEAN, STD = "config.json", "mean.npy", "std.npy"
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
@@ -89,8 +90,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     require(folder, CONFIG)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        check_readable(path)
+        values = parse_json(path.read_text(encoding="utf-8"))
+    except UserError:
+        raise
+    except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); it may be damaged or cut short") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a JSON object, got {type(values).__name__}")
@@ -101,20 +105,19 @@ def read_statistics(folder: Path, width: int) -> tuple[np.ndarray, np.ndarray]:
     """mean and std, (width,) float32 each.
 
     Raises:
-        UserError: a file is missing, of another shape, not finite, or the std is negative.
+        UserError: a file is missing or damaged, of another shape, not finite, or the std is negative.
     """
     found = []
     for name in (MEAN, STD):
         require(folder, name)
-        try:
-            values = np.load(folder / name, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise UserError(f"{folder / name} is not a NumPy array file ({error})") from error
-        if not isinstance(values, np.ndarray) or values.shape != (width,):
-            raise UserError(f"{folder / name} must have the shape ({width},), got {getattr(values, 'shape', None)}")
+        values = read_array(folder / name)
+        if values.shape != (width,):
+            raise UserError(f"{folder / name} must have the shape ({width},), got {values.shape}")
+        with np.errstate(over="ignore"):
+            values = values.astype(np.float32)
         if not np.isfinite(values).all() or (name == STD and (values < 0).any()):
             raise UserError(f"{folder / name} must be finite{' and not negative' if name == STD else ''}")
-        found.append(values.astype(np.float32))
+        found.append(values)
     return found[0], found[1]
 
 
@@ -126,6 +129,7 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
     """
     if (folder / SAFETENSORS).is_file():
         path = folder / SAFETENSORS
+        check_readable(path)
         try:
             return load_file(str(path)), path
         except (SafetensorError, OSError) as error:
@@ -133,6 +137,7 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
     path = folder / PICKLE
     if not path.is_file():
         raise UserError(_no_weights(folder))
+    check_readable(path)
     try:
         with warnings.catch_warnings():  # a pickle of another protocol warns before it is refused
             warnings.simplefilter("ignore")
@@ -142,7 +147,7 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
             f"{path} was refused: it holds Python objects beside tensors, and unpickling them could run code; "
             f"ask its author for {SAFETENSORS}, or convert it where you trust it"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, LookupError) as error:
+    except Exception as error:  # damage makes the unpickler raise nearly anything
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is not a whole PyTorch file ({first_line}); copy or download it again") from error
     return _tensors(values, path), path
@@ -222,10 +227,10 @@ def stack_groups(state: Mapping[str, Tensor], prefix: str, groups: int) -> dict[
 
 
 def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: Path) -> None:
-    """Compares names and shapes with a module's own state dict.
+    """Compares names and shapes with a module's own state dict, and makes sure that all numbers are finite.
 
     Raises:
-        UserError: naming the tensors that are missing, unknown, or of another shape.
+        UserError: naming the tensors that are missing, unknown, of another shape or kind, or not finite.
     """
     missing = sorted(set(expected) - set(state))
     unknown = sorted(set(state) - set(expected))
@@ -238,6 +243,13 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], sou
                 f"{source}: {name} must have the shape {tuple(tensor.shape)}, got {tuple(state[name].shape)}; "
                 f"{CONFIG} and the weights belong to different models"
             )
+        if tensor.is_floating_point():
+            if not state[name].is_floating_point():
+                raise UserError(f"{source}: {name} must hold floating-point numbers, got {state[name].dtype}")
+            if not bool(state[name].float().isfinite().all()):
+                raise UserError(
+                    f"{source}: {name} is not finite: training had broken down; take an earlier checkpoint"
+                )
 
 
 def require(folder: Path, name: str) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from fastvq.codes import pack_codes, unpack_codes
 from fastvq.models import storage
 from fastvq.models.errors import UserError
-from fastvq.models.files import replacing
+from fastvq.models.files import check_readable, parse_json, replacing
 from fastvq.models.tokenizers import checks
 from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
 
@@ -72,6 +73,8 @@ def write_tokens(path: Path, model: MotionVQVAE, clips: Iterable[tuple[str, int,
     config = model.config
     rows, manifest, names, offset = [], [], set(), 0
     for name, frames, tokens in clips:
+        if not _writable(name):
+            raise UserError(f"the clip name {name!r} cannot be written: a name is text without a zero byte")
         if name in names:
             raise UserError(f"two clips are called {name!r}: names in a token file must differ")
         names.add(name)
@@ -129,10 +132,14 @@ def read_tokens(path: Path, model: MotionVQVAE) -> list[ClipTokens]:
             f"{path} was written by another model (a {manifest['kind']} with {manifest['groups']} groups of "
             f"{manifest['K'][0]} codes, sha256 {manifest['model_sha256'][:12]}): decode it with that one"
         )
+    sizes = {"K": [config.codebook_size], "groups": config.groups, "stages": 1, "downsample": config.downsample}
+    for name, size in sizes.items():
+        if manifest[name] != size:
+            raise UserError(f"{path} is damaged: its manifest has {name} = {manifest[name]}, and its model {size}")
     latents = [-(-clip["frames"] // config.downsample) for clip in manifest["clips"]]
     try:
         rows = unpack_codes(codes, config.codebook_size, (sum(latents), config.groups))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     return [
         ClipTokens(clip["name"], clip["frames"], rows[clip["offset"] : clip["offset"] + count].t().contiguous())
@@ -143,6 +150,7 @@ def read_tokens(path: Path, model: MotionVQVAE) -> list[ClipTokens]:
 def _read(path: Path) -> tuple[dict[str, Any], Tensor]:
     if not path.is_file():
         raise UserError(f"there is no token file {path}")
+    check_readable(path)
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
@@ -153,21 +161,52 @@ def _read(path: Path) -> tuple[dict[str, Any], Tensor]:
                     "give a file that fastvq encode wrote, or use the version of fastvq that wrote this one"
                 )
             codes = file.get_tensor("codes")
-        manifest = {name: text if name in PLAIN else json.loads(text) for name, text in metadata.items()}
-        _check_offsets(manifest)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        manifest = {name: text if name in PLAIN else parse_json(text) for name, text in metadata.items()}
+        _check_manifest(manifest)
+    except (SafetensorError, OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is not a whole token file ({error})") from error
     return manifest, codes
 
 
-def _check_offsets(manifest: dict[str, Any]) -> None:
-    offset = 0
+def _check_manifest(manifest: dict[str, Any]) -> None:
+    """Raises a ValueError unless every entry is there, of its type, and clips follow each other."""
+    entries: dict[str, Callable[[Any], bool]] = {
+        "model_sha256": _is_text,
+        "kind": _is_text,
+        "K": lambda value: isinstance(value, list) and bool(value) and all(map(_is_count, value)),
+        "groups": _is_count,
+        "stages": _is_count,
+        "downsample": _is_count,
+        "fps": lambda value: isinstance(value, (int, float)) and 0 < value < math.inf,
+        "clips": lambda value: isinstance(value, list) and all(map(_is_clip, value)),
+    }
+    for name, valid in entries.items():
+        if name not in manifest or not valid(manifest[name]):
+            raise ValueError(f"the manifest has no valid {name}")
+    offset, names = 0, set()
     for clip in manifest["clips"]:
-        if clip["offset"] != offset or clip["frames"] < 1:
+        if clip["offset"] != offset or clip["name"] in names:
             raise ValueError(f"the manifest's entry of clip {clip['name']!r} does not follow the one before it")
+        names.add(clip["name"])
         offset += -(-clip["frames"] // manifest["downsample"])
-    missing = {"model_sha256", "kind", "K", "groups", "stages", "fps"} - set(manifest)
-    if missing:
-        raise KeyError(f"the manifest lacks {', '.join(sorted(missing))}")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_clip(value: Any) -> bool:
+    if not isinstance(value, dict) or not {"name", "frames", "offset"} <= set(value):
+        return False
+    return _writable(value["name"]) and _is_count(value["frames"]) and type(value["offset"]) is int
+
+
+def _writable(name: Any) -> bool:
+    """Whether archives and reports can hold the name of a clip: text, without halves of characters or zero bytes."""
+    return isinstance(name, str) and "\0" not in name and name == name.encode("utf-8", "replace").decode()

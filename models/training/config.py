@@ -96,7 +96,7 @@ class TrainConfig:
         for name in ("steps", "batch_size", "checkpoint_every", "keep_checkpoints", "log_every"):
             check_integer(name, getattr(self, name), 1)
         check_integer("warmup", self.warmup, 0)
-        check_integer("seed", self.seed, 0)
+        check_integer("seed", self.seed, 0, 2**63 - 1)
         check_integer("window", self.window, self.model.downsample)
         if self.window % self.model.downsample:
             raise UserError(
@@ -134,10 +134,12 @@ class TrainConfig:
     def check_resumes(self, earlier: Mapping[str, Any]) -> None:
         """Compares with the settings that a run was started with, as :meth:`to_dict` gave them.
 
+        A setting that did not exist then was at what is its default now.
+
         Raises:
             UserError: settings differ that a resumed run may not change, naming them.
         """
-        mine, theirs = flat(self.to_dict()), flat(earlier)
+        mine, theirs = flat(self.to_dict()), {**flat(TrainConfig().to_dict()), **flat(earlier)}
         changed = [
             f"{name} (was {theirs.get(name)!r}, is {mine.get(name)!r})"
             for name in sorted({*mine, *theirs})

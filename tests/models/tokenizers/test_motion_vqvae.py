@@ -54,6 +54,13 @@ def test_arrays_tensors_and_batches_are_alike(tiny_model, motion):
     batch = np.stack([walk, walk[::-1]])
     for given in (walk.astype(np.float64), torch.from_numpy(walk), walk[None], np.asfortranarray(walk)):
         assert torch.equal(tiny_model.encode(given), expected)
+    read_only = walk.copy()
+    read_only.setflags(write=False)
+    for given in (np.ascontiguousarray(walk[::-1])[::-1], walk.astype(">f4"), walk.astype(np.longdouble), read_only):
+        assert torch.equal(tiny_model.encode(given), expected)
+    assert torch.equal(tiny_model.decode(expected.numpy().astype(np.uint16)), tiny_model.decode(expected))
+    backwards = np.ascontiguousarray(expected.numpy()[::-1])[::-1]
+    assert torch.equal(tiny_model.decode(backwards), tiny_model.decode(expected))
     assert torch.equal(tiny_model.encode(batch)[:, :1], expected)
     assert torch.equal(tiny_model.decode(expected[:, 0].numpy()), tiny_model.decode(expected))
 
@@ -157,6 +164,9 @@ def test_a_copy_encodes_alike(tiny_model, motion):
         ([[0.0] * 272] * 8, "must be a NumPy array or a tensor, got list"),
         (np.where(np.arange(8)[:, None] == 5, np.nan, np.zeros((8, 272))), "frame 5 is not .1 such frames"),
         (torch.full((2, 8, 272), torch.inf), "frame 0 is not .16 such frames"),
+        (np.full((8, 272), 1e300), "must be finite in float32, but frame 0 is not"),
+        (np.full((8, 272), 1j), "must hold real numbers, got torch.complex128"),
+        (np.full((8, 272), "a"), "must hold numbers, got <U1"),
     ],
 )
 def test_wrong_motions_get_one_sentence(tiny_model, given, message):
@@ -170,6 +180,9 @@ def test_wrong_motions_in_a_batch_are_named(tiny_model, motion):
         tiny_model.encode_batch([motion(8), np.zeros((8, 251))])
     with pytest.raises(UserError, match="at least one motion, got none"):
         tiny_model.encode_batch([])
+    for call, given in ((tiny_model.encode_batch, [motion(8)]), (tiny_model.decode_batch, np.zeros((4, 1, 3), int))):
+        with pytest.raises(UserError, match="batch_size must be an integer of at least 1, got -1"):
+            call(given, batch_size=-1)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +218,12 @@ def test_lengths_must_fit_the_tokens(tiny_model, motion):
         ({"depth": True}, "depth must be an integer"),
         ({"activation": "tanh"}, "activation must be one of relu, silu, gelu, got 'tanh'"),
         ({"decay": 1.0}, "decay must be a number at least 0 and below 1, got 1.0"),
-        ({"fps": float("nan")}, "fps must be a number above 0, got nan"),
+        ({"fps": float("nan")}, "fps must be a number at least 0.1 and at most 1000, got nan"),
+        ({"fps": 1e300}, r"fps must be a number at least 0.1 and at most 1000, got 1e\+300"),
+        ({"width": 10**5000}, "width must be an integer of at most 2147483647, got a larger one"),
+        ({"down_stages": 20}, "down_stages must be an integer of at most 16"),
+        ({"depth": 1000}, "depth must be an integer of at most 64"),
+        ({"dilation_growth": 10**6}, "the widest dilation.*must be at most 2147483647, got dilation_growth=1000000"),
         ({"commitment_weight": -1}, "commitment_weight must be a number at least 0"),
     ],
 )

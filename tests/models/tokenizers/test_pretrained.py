@@ -154,7 +154,11 @@ def test_a_pickle_that_carries_code_is_refused(folder, tmp_path, monkeypatch, ho
         ("config.json", b'{"width": "big"}', "width must be an integer of at least 1, got 'big'"),
         ("mean.npy", None, "has no mean.npy"),
         ("std.npy", None, "has no std.npy"),
-        ("std.npy", b"text", "is not a NumPy array file"),
+        ("std.npy", b"text", r"std.npy: not a \.npy file of numbers"),
+        ("mean.npy", b"PK\x03\x04 and no more", r"mean.npy: not a \.npy file of numbers"),
+        ("mean.npy", b"\x93NUMPY\x01\x00\x10\x00" + b'{"descr": ((((  ', r"mean.npy: the file is cut off or damaged"),
+        ("config.json", b"[" * 100_000, "is not JSON .it is nested too deeply.; it may be damaged"),
+        ("config.json", b'{"width": ' + b"9" * 5000 + b"}", "is not JSON .*digits"),
     ],
 )
 def test_missing_and_damaged_files_are_named(folder, name, content, message):
@@ -192,12 +196,35 @@ def test_cut_files_are_named(folder):
         ("mean.npy", np.zeros(263), r"mean.npy must have the shape \(272,\), got \(263,\)"),
         ("mean.npy", np.full(272, np.nan), "mean.npy must be finite$"),
         ("std.npy", np.full(272, -1.0), "std.npy must be finite and not negative"),
+        ("mean.npy", np.full(272, 1e300), "mean.npy must be finite$"),
+        ("mean.npy", np.full(272, "a"), "mean.npy: expected an array of real numbers, got dtype <U1"),
+        ("std.npy", np.full(272, 1j), "std.npy: expected an array of real numbers, got dtype complex128"),
     ],
 )
 def test_wrong_statistics_are_named(folder, name, values, message):
     np.save(folder / name, values)
     with pytest.raises(UserError, match=message):
         MotionVQVAE.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensor: torch.full_like(tensor, torch.nan), "is not finite: training had broken down"),
+        (lambda tensor: tensor.to(torch.int64), "must hold floating-point numbers, got torch.int64"),
+        (lambda tensor: tensor.to(torch.complex64), "must hold floating-point numbers, got torch.complex64"),
+    ],
+)
+def test_weights_of_another_kind_are_named(folder, change, message):
+    path = folder / "model.safetensors"
+    for name in ("quantizer.codebooks.codebook", "encoder.conv_in.bias"):
+        state = load_file(path)
+        save_file({**state, name: change(state[name])}, path)
+        with pytest.raises(UserError, match=rf"model.safetensors: {name} {message}"):
+            MotionVQVAE.from_pretrained(folder)
+        save_file(state, path)
+    save_file({name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}, path)
+    assert MotionVQVAE.from_pretrained(folder).mean.dtype == torch.float32
 
 
 def test_wrong_shapes_are_named(folder):

@@ -120,6 +120,24 @@ def test_unknown_formats_are_refused(path, tiny_model, tmp_path):
         {"K": None},
         {"clips": '[{"name": "a", "frames": 41, "offset": 1}]'},
         {"clips": '[{"name": "a", "frames": 0, "offset": 0}]'},
+        {"clips": '[{"name": "a", "frames": 1.0, "offset": 0}]'},
+        {"clips": '[{"name": "a", "frames": true, "offset": 0}]'},
+        {"clips": '[{"name": "a", "frames": 4, "offset": 0.0}]'},
+        {"clips": '[{"name": 5, "frames": 4, "offset": 0}]'},
+        {"clips": '[{"name": "\\ud800", "frames": 4, "offset": 0}]'},
+        {"clips": '[{"name": "a\\u0000b", "frames": 4, "offset": 0}]'},
+        {"clips": '[{"frames": 4, "offset": 0}]'},
+        {"clips": '[{"name": "a", "frames": 4, "offset": 0}, {"name": "a", "frames": 4, "offset": 1}]'},
+        {"clips": "[5]"},
+        {"clips": "{}"},
+        {"clips": "[" * 100_000},
+        {"clips": "9" * 5000},
+        {"K": "[]"},
+        {"K": "16"},
+        {"groups": "null"},
+        {"downsample": "0"},
+        {"downsample": "4.0"},
+        {"fps": "NaN"},
     ],
 )
 def test_damaged_manifests_are_refused(path, changes):
@@ -129,8 +147,15 @@ def test_damaged_manifests_are_refused(path, changes):
 
 
 def test_a_manifest_that_does_not_fit_the_codes_is_refused(path, tiny_model):
-    rewrite(path, clips='[{"name": "a", "frames": 41, "offset": 0}]')
-    with pytest.raises(UserError, match="is damaged"):
+    for frames in (41, 10**30):
+        rewrite(path, clips=json.dumps([{"name": "a", "frames": frames, "offset": 0}]))
+        with pytest.raises(UserError, match="is damaged"):
+            read_tokens(path, tiny_model)
+
+
+def test_a_manifest_that_contradicts_its_model_is_refused(path, tiny_model):
+    rewrite(path, stages="2")
+    with pytest.raises(UserError, match="is damaged: its manifest has stages = 2, and its model 1"):
         read_tokens(path, tiny_model)
 
 
@@ -161,6 +186,7 @@ def test_clips_must_fit(tiny_model, clips, tmp_path):
     for given, message in (
         ([], "there are no clips to write"),
         ([clips[0], clips[0]], "two clips are called 'clip 41'"),
+        ([("\udcff", frames, tokens)], "cannot be written: a name is text without a zero byte"),
         ([(name, frames + 4, tokens)], r"of 45 frames must have tokens of shape \(4, 12\), got \(4, 11\)"),
         ([(name, frames, tokens + 16)], "must lie in 0 to 15"),
     ):

@@ -41,6 +41,8 @@ def test_learning_rate_rises_then_steps_down():
         ({"milestones": (0,)}, "milestones must be an integer of at least 1"),
         ({"grad_clip": -1.0}, "grad_clip must be a number above 0"),
         ({"warmup": -1}, "warmup must be an integer of at least 0"),
+        ({"batch_size": 10**12}, "batch_size must be an integer of at most 2147483647"),
+        ({"seed": 2**63}, "seed must be an integer of at most 9223372036854775807"),
     ],
 )
 def test_wrong_settings_get_one_sentence(changes, message):
@@ -61,6 +63,14 @@ def test_a_resumed_run_keeps_its_settings():
     changed = dataclasses.replace(config, lr=1e-3, model=MotionVQVAEConfig(width=16))
     with pytest.raises(UserError, match=r"lr \(was 0.0002, is 0.001\), model.width \(was 1024, is 16\)"):
         changed.check_resumes(earlier)
+
+
+def test_a_run_from_before_a_setting_existed_can_be_resumed():
+    earlier = json.loads(json.dumps(TrainConfig().to_dict()))
+    del earlier["speeds"], earlier["model"]["dead_below"]
+    TrainConfig().check_resumes(earlier)
+    with pytest.raises(UserError, match=r"with other settings: speeds \(was \[1.0\], is \[2.0\]\);"):
+        TrainConfig(speeds=(2.0,)).check_resumes(earlier)
 
 
 def test_fastest_precision_is_one_of_the_two():
