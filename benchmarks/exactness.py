@@ -23,8 +23,9 @@ from fastvq.kernels import reference
 
 # (codes, dim): each stands for a class of shapes, one below, at and above the tiles of some kernel.
 CLASSES = (
-    *((1, 1), (33, 1), (64, 2), (7, 3), (65, 4), (31, 5), (130, 7), (512, 8), (67, 9), (32, 15), (64, 16)),
-    *((129, 17), (64, 31), (97, 32), (33, 33), (128, 64), (31, 65), (64, 100), (17, 127), (40, 257), (24, 512)),
+    *((1, 1), (33, 1), (64, 2), (7, 3), (65, 4), (257, 4), (31, 5), (193, 6), (130, 7), (512, 8), (67, 9)),
+    *((32, 15), (64, 16), (129, 17), (64, 31), (97, 32), (33, 33), (128, 64), (31, 65), (64, 100), (17, 127)),
+    *((40, 257), (24, 512)),
 )
 GROUPS = (1, 3)
 BLOCK_SCORES = 2**21  # of the oracle, which keeps eight bytes for each
@@ -59,10 +60,10 @@ def blocks(
         dtypes: of the rows.
         fast: count the mismatches of ``precision="fast"`` too.
     """
-    combinations = list(itertools.product(classes, INPUTS, reference.METRICS))
+    combinations = list(itertools.product(classes, INPUTS, reference.METRICS, dtypes))
     share = -(-rows // len(combinations))
-    for number, ((codes, dim), kind, metric) in enumerate(combinations):
-        groups, dtype = GROUPS[number % len(GROUPS)], dtypes[number % len(dtypes)]
+    for number, ((codes, dim), kind, metric, dtype) in enumerate(combinations):
+        groups = GROUPS[number // len(dtypes) % len(GROUPS)]
         left, turn = share, 0
         while left > 0:
             inner = max(1, min(left // groups, BLOCK_SCORES // (groups * codes)))

@@ -28,6 +28,15 @@ constexpr int SET_VECTORS = PADDED == 16  ? 1
                             : PADDED == 8 ? 1
                                           : 2;
 constexpr int LARGEST_SET = 2 * LANES;
+constexpr int BUNCH = LANES == 16 ? 4 : 2;  // codes scored at once: as many as the registers hold
+static_assert(PANEL % BUNCH == 0);
+
+// What a row keeps of its scores. A code at a time that is the best, where it was, and the runner-up if close calls
+// matter: 3 or 5 operations a code beside its D multiply-adds. A bunch at a time it is the best bunch, where it begins,
+// and the best of the others: BUNCH + 3 operations a bunch; the oracle then says which code of the bunch it is, which
+// pays where there are many codes and D is small.
+enum class Keep { best, runner_up, bunches };
+constexpr int64_t BUNCHED_CODES = 192;
 
 struct LaneScratch {
   BlockRows rows;
@@ -103,12 +112,10 @@ static void centre_set(const GroupCodes& codes, const float* shift, const float*
 }
 
 // Several codes at a time, whose sums are independent; absent ones score minus infinity.
-template <int PADDED, bool RUNNER_UP>
+template <int PADDED, Keep KEEP>
 static void best_of_codes(const float* rows, const float* packed, int64_t panels, float* best, int32_t* where,
                           float* second) {
   constexpr int VECS = SET_VECTORS<PADDED>, SET = VECS * LANES;
-  constexpr int CODES = LANES == 16 ? 4 : 2;  // as many as the registers hold
-  static_assert(PANEL % CODES == 0);
   Floats x[PADDED][VECS], top[VECS], next[VECS];
   Ints at[VECS];
 #pragma GCC unroll 16
@@ -122,25 +129,31 @@ static void best_of_codes(const float* rows, const float* packed, int64_t panels
   }
   int32_t k = 0;
   for (int64_t panel = 0; panel < panels; ++panel, packed += PADDED * PANEL)
-    for (int32_t first = 0; first < PANEL; first += CODES, packed += CODES, k += CODES) {
-      Floats score[CODES][VECS];
+    for (int32_t first = 0; first < PANEL; first += BUNCH, packed += BUNCH, k += BUNCH) {
+      Floats score[BUNCH][VECS];
 #pragma GCC unroll 4
-      for (int c = 0; c < CODES; ++c)
+      for (int c = 0; c < BUNCH; ++c)
 #pragma GCC unroll 2
         for (int v = 0; v < VECS; ++v) score[c][v] = splat(packed[c]);
 #pragma GCC unroll 16
       for (int d = 0; d < PADDED; ++d)
 #pragma GCC unroll 4
-        for (int c = 0; c < CODES; ++c) {
+        for (int c = 0; c < BUNCH; ++c) {
           const Floats entry = splat(packed[(d + 1) * PANEL + c]);
 #pragma GCC unroll 2
           for (int v = 0; v < VECS; ++v) score[c][v] = multiply_add(x[d][v], entry, score[c][v]);
         }
+      if constexpr (KEEP == Keep::bunches)
+#pragma GCC unroll 2
+        for (int v = 0; v < VECS; ++v)
 #pragma GCC unroll 4
-      for (int c = 0; c < CODES; ++c)
+          for (int c = 1; c < BUNCH; ++c) score[0][v] = maximum(score[0][v], score[c][v]);
+      constexpr int KEPT = KEEP == Keep::bunches ? 1 : BUNCH;
+#pragma GCC unroll 4
+      for (int c = 0; c < KEPT; ++c)
 #pragma GCC unroll 2
         for (int v = 0; v < VECS; ++v) {
-          if (RUNNER_UP) next[v] = maximum(next[v], minimum(score[c][v], top[v]));
+          if (KEEP != Keep::best) next[v] = maximum(next[v], minimum(score[c][v], top[v]));
           at[v] = select(greater(score[c][v], top[v]), splat(k + c), at[v]);
           top[v] = maximum(score[c][v], top[v]);
         }
@@ -174,6 +187,42 @@ static void list_lane_candidates(const float* rows, const float* packed, int64_t
       }
 }
 
+template <int PADDED>
+FASTVQ_INLINE bool bunched(const Nearest& call) {
+  return PADDED <= 8 && call.codebook.codes >= BUNCHED_CODES;
+}
+
+// Each row's code and the oracle's cost of it: the one kept, or the best of the bunch kept. Costs of codes that are not
+// finite are not finite; places beyond the last code repeat it.
+template <int PADDED>
+FASTVQ_INLINE void choose(const Nearest& call, const float* code_rows, int first, LaneScratch& s, int32_t* winners,
+                          double* costs) {
+  constexpr int SET = SET_VECTORS<PADDED> * LANES;
+  const int64_t dim = call.x.dim;
+  const auto last = static_cast<int32_t>(call.codebook.codes - 1);
+  const int bunch = bunched<PADDED>(call) ? BUNCH : 1;
+  for (int r = 0; r < SET; ++r) {
+    winners[r] = s.where[first + r];
+    costs[r] = double{NAN};
+  }
+  for (int c = 0; c < bunch; ++c) {
+    const float* chosen[SET];
+    int32_t code[SET];
+    double cost[SET];
+    for (int r = 0; r < SET; ++r) {
+      code[r] = s.where[first + r] + c < last ? s.where[first + r] + c : last;
+      chosen[r] = code_rows + code[r] * dim;
+    }
+    stand_up<PADDED, SET>(chosen, SET, dim, s.chosen);
+    column_costs(s.given + first * PADDED, s.chosen, dim, SET, call.metric == Metric::l2, cost);
+    for (int r = 0; r < SET; ++r) {
+      const bool better = cost[r] > -HUGE_VAL && !(cost[r] >= costs[r]);
+      winners[r] = better ? code[r] : winners[r];
+      costs[r] = better ? cost[r] : costs[r];
+    }
+  }
+}
+
 // Writes the results of one set; rows with close calls are decided by the oracle. Returns what these cost.
 template <int PADDED>
 static int64_t settle_set(const Nearest& call, int64_t group, const float* packed, int first, int count,
@@ -184,14 +233,11 @@ static int64_t settle_set(const Nearest& call, int64_t group, const float* packe
   const float* code_rows = call.float_codes(group);
   const float* const* rows = s.rows.at + first;
   const int64_t* numbers = s.rows.numbers + first;
-  const int32_t* where = s.where + first;
   float* thresholds = s.thresholds + first;
 
-  const float* chosen[SET];
-  for (int r = 0; r < SET; ++r) chosen[r] = code_rows + where[r] * dim;
-  stand_up<PADDED, SET>(chosen, SET, dim, s.chosen);
   double costs[SET];
-  column_costs(s.given + first * PADDED, s.chosen, dim, SET, l2, costs);
+  int32_t winners[SET];
+  choose<PADDED>(call, code_rows, first, s, winners, costs);
 
   uint64_t safe = 0, doubtful = 0;
   for (int r = 0; r < SET; r += LANES) {
@@ -201,7 +247,7 @@ static int64_t settle_set(const Nearest& call, int64_t group, const float* packe
   }
   const uint64_t present = ~uint64_t{0} >> (64 - count);
   doubtful &= safe & present;
-  for (int r = 0; r < count; ++r) write_row<float>(call, group, numbers[r], where[r], costs[r]);
+  for (int r = 0; r < count; ++r) write_row<float>(call, group, numbers[r], winners[r], costs[r]);
   if ((safe & ~doubtful & present) == present) return 0;
   for (int r = 0; r < count; ++r)
     if (!(safe >> r & 1)) scan_or_drop(call, group, numbers[r], rows[r], s.queue);
@@ -242,7 +288,9 @@ static int64_t search_sets(const Nearest& call, int64_t group, Level level, int 
     stand_up<PADDED, SET>(s.rows.at + first, end - first < SET ? end - first : SET, call.x.dim, given);
     centre_set<PADDED, SET>(codes, shift, given, s.centred + first * PADDED, s.squares + first);
   }
-  const auto best_of = call.exact ? best_of_codes<PADDED, true> : best_of_codes<PADDED, false>;
+  const auto best_of = bunched<PADDED>(call) ? best_of_codes<PADDED, Keep::bunches>
+                       : call.exact          ? best_of_codes<PADDED, Keep::runner_up>
+                                             : best_of_codes<PADDED, Keep::best>;
   for (int first = from; first < end; first += SET) {
     // The same rows of the next group, which this worker takes next, lie a whole activation row apart: no hardware
     // prefetcher follows.
