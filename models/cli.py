@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ COMMANDS = {
     "render": "show motions or tokens as a page with moving skeletons, or as a GIF",
     "doctor": "tell which device, versions and kernels are in use, and why",
 }
+# Characters; files may hold names and numbers of any length.
+LONGEST_MESSAGE = 2000
 # What the extra [models] brings; import names.
 EXTRA = ("PIL", "accelerate", "huggingface_hub", "rich", "safetensors", "scipy", "tensorboard", "tyro")
 
@@ -37,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that knows no "²", or a name that is no text: better a "?" than no result.
+        sys.stdout.reconfigure(errors="replace")
     if os.environ.get("FASTVQ_DEBUG", "0") not in ("", "0"):
         return _dispatch(arguments)
     try:
@@ -57,10 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _failed(f"{where}{error.strerror or error}", 1)
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
             raise
-        return _failed("the device is out of memory: use a smaller batch size or model", 1)
+        return _failed("out of memory: use a smaller batch size or model, or fewer and shorter motions", 1)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -104,8 +110,16 @@ environment:
   FASTVQ_CACHE_DIR   where compiled kernels are kept"""
 
 
+def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether that is what happened: on a CPU torch says so in a RuntimeError like any other."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return "DefaultCPUAllocator" in str(error)
+
+
 def _failed(message: str, code: int) -> int:
-    print(f"fastvq: {' '.join(message.split())}", file=sys.stderr)
+    text = " ".join(message.split())
+    print(f"fastvq: {text if len(text) <= LONGEST_MESSAGE else text[:LONGEST_MESSAGE] + ' ...'}", file=sys.stderr)
     return code
 
 

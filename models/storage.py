@@ -26,7 +26,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     """
     folder = Path(folder)
     with _clear_errors(folder), _partial_folder(folder) as partial:
-        yield partial
+        with _named(partial, folder):
+            yield partial
         for file in partial.iterdir():
             _flush(file)
         if folder.exists():
@@ -49,7 +50,8 @@ def replacing_files(folder: Path) -> Iterator[Path]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with _partial_folder(folder / "files") as partial:
-                yield partial
+                with _named(partial, folder):
+                    yield partial
                 written = sorted(partial.iterdir())
                 for file in written:
                     _flush(file)
@@ -106,6 +108,15 @@ def _partial_folder(folder: Path) -> Iterator[Path]:
         yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _named(partial: Path, folder: Path) -> Iterator[None]:
+    """Messages name the folder that users know, not the partial one."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(str(partial), str(folder))) from error
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from fastvq.models.motion.mapping import MappingReport
 from fastvq.models.storage import write_text
 from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
 from fastvq.models.training.data import FeatureClip, prepare_clips
+from fastvq.models.training.run_folder import RunFolder
 
 # What a run folder may hold; --overwrite removes these and nothing else.
 RUN_FILES = (
@@ -37,13 +38,13 @@ _NOTES_SHOWN = 6
 
 
 def make_console() -> Console:
-    """Where results go: standard output, without colouring of every number."""
-    return Console(highlight=False, soft_wrap=True)
+    """Where results go: standard output, numbers not coloured, names as they are, brackets and all."""
+    return Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def progress_bar(console: Console, what: str) -> Progress:
     """A bar that leaves no trace; nothing at all where the output is no terminal."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[name]}"))
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[name]}", markup=False))
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
@@ -51,6 +52,8 @@ def check_new_file(path: Path, *, overwrite: bool, endings: Sequence[str] = ()) 
     """Raises a UserError unless a file can be written there without losing another."""
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the name of a file")
+    if path.exists() and not path.is_file():  # /dev/null would be replaced by a file
+        raise UserError(f"{path} is no ordinary file: give another name")
     if endings and path.suffix.lower() not in endings:
         raise UserError(f"{path} must end in {' or '.join(endings)}")
     if path.exists() and not overwrite:
@@ -69,7 +72,7 @@ def make_room_for_run(path: Path, *, overwrite: bool) -> None:
     """Makes sure that a run folder is new; ``overwrite`` removes an earlier run's files and nothing else.
 
     Raises:
-        UserError: it is not empty and may not be emptied, or what is there is no run.
+        UserError: it is not empty and may not be emptied, what is there is no run, or a process is training in it.
     """
     check_new_folder(path, overwrite=overwrite)
     if not path.is_dir():
@@ -84,11 +87,14 @@ def make_room_for_run(path: Path, *, overwrite: bool) -> None:
             f"the folder {path} holds {strangers[0]}, which is not part of a run, and is left alone: "
             "choose another folder"
         )
-    for name in RUN_FILES:
-        (path / name).unlink(missing_ok=True)
-    for name in RUN_FOLDERS:
-        if (path / name).is_dir():
-            shutil.rmtree(path / name)
+    with RunFolder(path).lock():
+        for name in RUN_FILES:
+            (path / name).unlink(missing_ok=True)
+        for name in RUN_FOLDERS:
+            if (path / name).is_symlink():
+                (path / name).unlink()
+            elif (path / name).is_dir():
+                shutil.rmtree(path / name)
 
 
 def read_clips(
@@ -149,9 +155,9 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:  # "Torch not compiled with CUDA enabled" is an assertion
-        reason = (str(error).strip().splitlines() or ["unknown"])[0]
+        reason = (str(error).strip().splitlines() or ["unknown"])[0][:200]
         raise UserError(f"--device {name} cannot be used ({reason}): use auto, cpu or cuda") from error
     return device
 

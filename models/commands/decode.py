@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fastvq.models import storage
 from fastvq.models.commands import common
 from fastvq.models.commands.options import Decode
 from fastvq.models.commands.passes import decode_clips
@@ -15,6 +16,8 @@ from fastvq.models.motion.clip import Clip
 from fastvq.models.motion.features272 import features_to_joints, features_to_rotations, rest_offsets
 from fastvq.models.motion.joint_arrays import write_joint_arrays
 from fastvq.models.tokenizers.token_file import read_tokens
+
+LONGEST_NAME = 180
 
 
 def run(command: Decode) -> int:
@@ -25,18 +28,17 @@ def run(command: Decode) -> int:
     clips = read_tokens(command.tokens, model)
     names = file_names([clip.name for clip in clips])
     decoded: list[Clip] = []
-    with common.progress_bar(console, "decoding") as bar:
+    with storage.replacing_files(command.out) as folder, common.progress_bar(console, "decoding") as bar:
         task = bar.add_task("decoding", total=len(clips), name="")
         for done, (clip, features) in enumerate(zip(clips, decode_clips(model, clips), strict=True), start=1):
             joints, rotations = posed(features, rigid=command.rigid_bones)
             if command.format == "bvh":
-                path = command.out / f"{names[done - 1]}.bvh"
-                write_bvh(path, joints, model.config.fps, rotations=rotations)
+                write_bvh(folder / f"{names[done - 1]}.bvh", joints, model.config.fps, rotations=rotations)
             else:
                 decoded.append(Clip(name=clip.name, fps=model.config.fps, joints=joints, split=""))
             bar.update(task, completed=done, name=clip.name)
-    if command.format == "npz":
-        write_joint_arrays(command.out / "motions.npz", decoded)
+        if command.format == "npz":
+            write_joint_arrays(folder / "motions.npz", decoded)
     what = f"{len(clips)} BVH files" if command.format == "bvh" else "motions.npz and motions.json"
     frames = sum(clip.frames for clip in clips)
     console.print(
@@ -65,7 +67,9 @@ def file_names(names: Sequence[str]) -> list[str]:
     taken: set[str] = set()
     found = []
     for name in names:
-        safe = re.sub(r"[^\w.\- ]+", "_", name).strip(" .")[:120] or "clip"
+        safe = re.sub(r"[^\w.\- ]+", "_", name).strip(" .")[:120]
+        # File systems count bytes, of which they take 255, endings and those of partial files included.
+        safe = safe.encode()[:LONGEST_NAME].decode(errors="ignore") or "clip"
         unique, number = safe, 2
         # Some file systems do not tell A from a.
         while unique.lower() in taken:

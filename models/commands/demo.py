@@ -17,7 +17,7 @@ from fastvq.models.commands.options import Demo
 from fastvq.models.errors import UserError
 from fastvq.models.motion.clip import Clip
 from fastvq.models.motion.procedural import generate_clips
-from fastvq.models.tokenizers.config import MotionVQVAEConfig
+from fastvq.models.tokenizers.config import MotionVQVAEConfig, check_integer
 from fastvq.models.training.config import TrainConfig, fastest_precision
 from fastvq.models.training.data import FeatureClip
 from fastvq.models.training.trainer import train
@@ -26,12 +26,15 @@ PROCEDURAL_CLIPS = 400
 # Steps that are timed to learn how many fit into the time given; the first ones warm up and are not counted.
 TIMED_STEPS = 12
 FEWEST_STEPS = 20
+# Seconds, a day.
+LONGEST = 86_400
 
 
 def run(command: Demo) -> int:
     """Runs the demo; returns the exit code."""
-    if not command.seconds > 0:
-        raise UserError(f"--seconds must be above 0, got {command.seconds:g}")
+    if not 0 < command.seconds <= LONGEST:
+        raise UserError(f"--seconds must be above 0 and at most {LONGEST}, got {command.seconds:g}")
+    check_integer("--seed", command.seed, 0, 2**63 - 1)
     console = common.make_console()
     out = _free_folder(Path("runs")) if command.out is None else command.out
     common.check_new_folder(out, overwrite=command.overwrite)
@@ -39,6 +42,8 @@ def run(command: Demo) -> int:
     clips = _clips(command, console, notes)
     common.make_room_for_run(out, overwrite=command.overwrite)
     held_out = [clip for clip in clips if clip.split == "test"]
+    if not held_out:
+        raise UserError("none of the held-out clips has 4 frames without a jump: give more motions, or longer ones")
     config = demo_config(command.seed, clips)
     console.print(
         f"{len(clips)} clips, {sum(len(clip.features) for clip in clips) / config.model.fps / 60:.1f} minutes of "

@@ -43,10 +43,14 @@ def write_gif(path: Path, scene: Scene, *, size: int = 360) -> None:
     frames = max(1, round(scene.frames / scene.fps * GIF_FPS))
     moments = [min(scene.frames - 1, round(index * scene.fps / GIF_FPS)) for index in range(frames)]
     views = [_View(track, scene, size * SUPERSAMPLE) for track in scene.tracks]
-    pictures = [_side_by_side([view.draw(moment) for view in views], size) for moment in moments]
     # One palette for all frames: colours do not flicker and only what moves is stored again.
-    palette = pictures[0].quantize(colors=64, method=Image.Quantize.MEDIANCUT)
-    indexed = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    palette = _side_by_side([view.draw(0) for view in views], size).quantize(
+        colors=64, method=Image.Quantize.MEDIANCUT
+    )
+    indexed = [
+        _side_by_side([view.draw(moment) for view in views], size).quantize(palette=palette, dither=Image.Dither.NONE)
+        for moment in moments
+    ]
     with replacing(path) as temporary:
         indexed[0].save(
             temporary,

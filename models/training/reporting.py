@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -59,10 +60,12 @@ class Reporter:
         self._board: SummaryWriter | None = None
 
     def __enter__(self) -> Reporter:
+        self._hook, threading.excepthook = threading.excepthook, self._thread_failed
         try:
             self._file = open(self.folder.metrics, "a", encoding="utf-8")
             self._board = SummaryWriter(str(self.folder.tensorboard), purge_step=self.done + 1)
         except OSError as error:
+            self.__exit__(type(error), error, error.__traceback__)
             raise self._refused(error) from error
         self._bar.start()
         return self
@@ -71,10 +74,16 @@ class Reporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+        try:
+            if self._file is not None:
+                self._file.close()
+            if self._board is not None:
+                self._board.close()
+        except OSError as refusal:
+            if error is None:
+                raise self._refused(refusal) from refusal
+        finally:
+            threading.excepthook = self._hook
 
     def advance(self) -> None:
         """One step is done."""
@@ -91,11 +100,11 @@ class Reporter:
         try:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
+            for name, value in row.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(name, value, row["step"])
         except OSError as error:
             raise self._refused(error) from error
-        for name, value in row.items():
-            if isinstance(value, float):
-                self._board.add_scalar(name, value, row["step"])
         shown = f"loss {row['loss']:.4f}  perplexity {row['perplexity']:.0f}"
         self._bar.update(self._task, shown=shown)
         if not self.console.is_terminal:
@@ -103,6 +112,11 @@ class Reporter:
             self.console.print(
                 f"step {row['step']}/{self.steps}  {shown}  {rate:.2f} steps/s  {left / rate:.0f} s left"
             )
+
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        """What the file system refuses to TensorBoard's thread is raised in the main one, and not printed besides."""
+        if not isinstance(failure.exc_value, OSError):
+            self._hook(failure)
 
     def _refused(self, error: OSError) -> UserError:
         return UserError(

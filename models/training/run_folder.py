@@ -12,9 +12,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import pickle
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import torch
 
 from fastvq.models import storage
 from fastvq.models.errors import UserError
+from fastvq.models.files import parse_json
 from fastvq.models.tokenizers import pretrained
 from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
 from fastvq.models.training.config import TrainConfig
@@ -46,6 +49,38 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file: give a folder for the run")
 
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the folder, which is made if need be, against other processes; the system lets go of it when this
+        one ends, however it does. Does nothing where there are no such locks.
+
+        Raises:
+            UserError: another process holds it, or it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror or error}): choose another place or make room"
+            ) from error
+        try:
+            import fcntl
+        except ImportError:
+            yield
+            return
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # of a file system that has no locks
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise UserError(
+                        f"another process is training in {self.path}: wait for its end, or choose another folder"
+                    ) from error
+            yield
+        finally:
+            os.close(handle)
+
     def last(self) -> Path | None:
         """The newest checkpoint's folder, or None where there is none.
 
@@ -56,9 +91,9 @@ class RunFolder:
         if not path.is_file():
             return None
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = parse_json(path.read_text(encoding="utf-8"))
             written_as, checkpoint = values["format"], self.path / values["checkpoint"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error}): write the newest checkpoint's name into it") from error
         if written_as != LAST_FORMAT:
             raise UserError(f"{path} has the format {written_as!r}, and this version of fastvq reads {LAST_FORMAT!r}")
@@ -120,12 +155,12 @@ class RunFolder:
         if not self.metrics.is_file():
             return
         kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
+                row_step = parse_json(line)["step"]
+            except (ValueError, KeyError, TypeError):
                 break
-            if row["step"] <= step:
+            if row_step <= step:
                 kept.append(line + "\n")
         storage.write_text(self.metrics, "".join(kept))
 
@@ -140,7 +175,9 @@ def load_trainer(checkpoint: Path) -> dict[str, Any]:
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
         written_as = values["format"]
-    except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
+        if written_as == TRAINER_FORMAT and not {"step", "data", "optimizer", "rng"} <= set(values):
+            raise ValueError("entries are missing")
+    except Exception as error:  # damage makes the unpickler raise nearly anything
         raise UserError(f"{path} is damaged: put the name of an earlier checkpoint into last.json") from error
     if written_as != TRAINER_FORMAT:
         raise UserError(f"{path} has the format {written_as!r}, and this version of fastvq reads {TRAINER_FORMAT!r}")

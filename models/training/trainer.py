@@ -82,7 +82,8 @@ def train(
 
     Raises:
         UserError: no clip is long enough, ``out`` holds a run already, settings or data differ from those of the run
-            to resume, several processes, a loss that is not finite, a disk that is full.
+            to resume, several processes, another process training in ``out``, a loss or weights that are not finite,
+            a disk that is full.
     """
     console = Console(quiet=True) if console is None else console
     accelerator = Accelerator(mixed_precision="no")
@@ -92,9 +93,7 @@ def train(
             "across processes; launch it without torchrun, or with one process"
         )
     folder = RunFolder(Path(out))
-    checkpoint = folder.last()
-    if checkpoint is not None and not resume:
-        raise UserError(f"{out} holds a run already: resume it, or choose another folder")
+    _checkpoint(folder, resume)
     clips = [clip for clip in clips if clip.split == "train"]
     sampler = WindowSampler(
         clips,
@@ -113,14 +112,24 @@ def train(
         )
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
         run = _Run(config, clips, sampler, folder, accelerator)
-        if checkpoint is not None:
-            run.load(checkpoint)
-            console.print(f"Resuming at step {run.step} from {checkpoint}.")
-        elif resume:
-            console.print(f"{out} has no checkpoint to resume: starting at step 0.")
-        folder.start(environment(accelerator.device), config)
-        folder.truncate_metrics(run.step)
-        return run.train(console)
+        with folder.lock():
+            checkpoint = _checkpoint(folder, resume)
+            if checkpoint is not None:
+                run.load(checkpoint)
+                console.print(f"Resuming at step {run.step} from {checkpoint}.", markup=False)
+            elif resume:
+                console.print(f"{out} has no checkpoint to resume: starting at step 0.", markup=False)
+            folder.start(environment(accelerator.device), config)
+            folder.truncate_metrics(run.step)
+            return run.train(console)
+
+
+def _checkpoint(folder: RunFolder, resume: bool) -> Path | None:
+    """The checkpoint to go on from, if there is one."""
+    checkpoint = folder.last()
+    if checkpoint is not None and not resume:
+        raise UserError(f"{folder.path} holds a run already: resume it, or choose another folder")
+    return checkpoint
 
 
 class _Run:
@@ -171,16 +180,28 @@ class _Run:
         self.model.load_weights(state, source)
         self.optimizer.load_state_dict(trainer["optimizer"])
         torch.set_rng_state(trainer["rng"])
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and "rng_cuda" in trainer:  # absent where the run was started on a CPU
             torch.cuda.set_rng_state(trainer["rng_cuda"], self.device)
         self.step = trainer["step"]
 
     def save(self) -> Path:
-        """Writes a checkpoint of the present step."""
+        """Writes a checkpoint of the present step.
+
+        Raises:
+            UserError: the weights are not finite, so that nothing could come of it, or the disk is full.
+        """
+        state = self.model.state_dict().values()
+        if not all(bool(tensor.isfinite().all()) for tensor in state if tensor.is_floating_point()):
+            raise self._diverged("the weights are not finite")
         trainer = {"data": self.data, "optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state()}
         if self.device.type == "cuda":
             trainer["rng_cuda"] = torch.cuda.get_rng_state(self.device)
         return self.folder.save_checkpoint(self.step, self.model, self.config, trainer)
+
+    def _diverged(self, what: str) -> UserError:
+        last = self.folder.last()
+        kept = "no checkpoint was written before that" if last is None else f"the checkpoint before that is {last}"
+        return UserError(f"{what} at step {self.step}: lower lr, lengthen warmup, or set grad_clip; {kept}")
 
     def train(self, console: Console) -> RunResult:
         """Runs the remaining steps; Ctrl-C ends after the step in hand, with a checkpoint."""
@@ -196,10 +217,7 @@ class _Run:
                 if self.step % config.log_every == 0 or last_step:
                     row = window.row(self.step, config.learning_rate(self.step - 1), self.timer)
                     if not math.isfinite(row["loss"]):
-                        raise UserError(
-                            f"the loss is {row['loss']} at step {self.step}: lower lr, lengthen warmup, or set "
-                            f"grad_clip; checkpoints before that are in {self.folder.checkpoints}"
-                        )
+                        raise self._diverged(f"the loss is {row['loss']}")
                     reporter.log(row)
                 if self.step % config.checkpoint_every == 0 or last_step:
                     self.save()
@@ -212,7 +230,8 @@ class _Run:
         if interrupted:
             console.print(
                 f"Stopped at step {self.step} of {config.steps}; model and checkpoint are in {self.folder.path}. "
-                "Resume to go on."
+                "Resume to go on.",
+                markup=False,
             )
         return RunResult(
             out=self.folder.path,

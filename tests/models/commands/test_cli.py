@@ -1,5 +1,6 @@
 """The frame around the commands: help, version, and errors as one sentence with the right exit code."""
 
+import os
 import subprocess
 import sys
 import types
@@ -121,7 +122,14 @@ def test_without_the_extra_one_sentence_says_what_to_install() -> None:
         (KeyboardInterrupt(), 130, "fastvq: interrupted\n"),
         (PermissionError(13, "Permission denied", "/somewhere/x"), 1, "fastvq: /somewhere/x: Permission denied\n"),
         (OSError(28, "No space left on device"), 1, "fastvq: No space left on device\n"),
-        (torch.OutOfMemoryError("CUDA out of memory"), 1, "use a smaller batch size or model\n"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 1, "out of memory: use a smaller batch size or model"),
+        (MemoryError(), 1, "out of memory: use a smaller batch size or model"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+            1,
+            "out of memory: use a smaller",
+        ),
+        (UserError("x" * 5000), 2, "x ...\n"),
     ],
 )
 def test_errors_become_one_sentence(
@@ -171,6 +179,25 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait(timeout=60) == 1
+
+
+def test_a_terminal_that_lacks_a_character_gets_another() -> None:
+    code = (
+        "import types; from fastvq.models import cli\n"
+        "module = types.ModuleType('doctor')\n"
+        "module.run = lambda command: print('5 mm/frame\\u00b2 of \\udcff') or 0\n"
+        "sys.modules['fastvq.models.commands.doctor'] = module\n"
+        "sys.exit(cli.main(['doctor']))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", START.format(root=str(ROOT)) + code],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "5 mm/frame? of ?\n", "")
 
 
 def test_doctor_tells_the_implementation_of_every_op(fastvq: Callable[..., Any]) -> None:

@@ -1,6 +1,7 @@
 """``fastvq encode``, ``decode``, ``evaluate`` and ``render``: what they write, and what they say of bad input."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -73,8 +74,8 @@ def test_rigid_bones_keep_their_lengths(
 
 
 def test_names_of_clips_become_names_of_files() -> None:
-    names = ["a/b", "a_b", "A_B", "..", "x" * 300, "walk 1"]
-    assert file_names(names) == ["a_b", "a_b_2", "A_B_3", "clip", "x" * 120, "walk 1"]
+    names = ["a/b", "a_b", "A_B", "..", "x" * 300, "walk 1", "名" * 100]
+    assert file_names(names) == ["a_b", "a_b_2", "A_B_3", "clip", "x" * 120, "walk 1", "名" * 60]
 
 
 def test_decode_refuses_tokens_of_another_model(
@@ -252,6 +253,32 @@ def test_a_full_disk_leaves_nothing_half_written(
     assert outcome.code == 2
     assert "cannot be written" in outcome.err
     assert nothing_in(out.parent)
+
+
+@pytest.mark.parametrize("kind", ["bvh", "npz"])
+def test_a_full_disk_leaves_no_part_of_what_was_decoded(
+    fastvq: Callable[..., Any],
+    run_folder: Path,
+    tokens: Path,
+    tmp_path: Path,
+    small_disk: Callable[[int], Any],
+    kind: str,
+) -> None:
+    sizes = [clip["frames"] for clip in read_manifest(tokens)["clips"]]
+    limit = 1400 * (min(sizes) + max(sizes)) // 2 if kind == "bvh" else 1000
+    out = tmp_path / "decoded"
+    with small_disk(limit):
+        outcome = fastvq("decode", "--checkpoint", run_folder, "--tokens", tokens, "--out", out, "--format", kind)
+    assert outcome.code == 2
+    assert "cannot be written" in outcome.err
+    assert ".partial" not in outcome.err
+    assert not out.exists()
+
+
+def test_devices_are_not_replaced_by_files(fastvq: Callable[..., Any], run_folder: Path, motions: Path) -> None:
+    outcome = fastvq("evaluate", "--checkpoint", run_folder, "--data", motions, "--json", os.devnull, "--overwrite")
+    assert outcome.code == 2
+    assert "is no ordinary file" in outcome.err
 
 
 def test_nan_frames_are_named(fastvq: Callable[..., Any], run_folder: Path, motions: Path, tmp_path: Path) -> None:

@@ -15,12 +15,14 @@ from fastvq.models.commands import demo
 from fastvq.models.commands.finish import representative
 from fastvq.models.commands.passes import Reconstruction
 from fastvq.models.motion.clip import Clip
+from fastvq.models.motion.joint_arrays import write_joint_arrays
 from fastvq.models.motion.load import load_clips
 from fastvq.models.rendering.scene import unpack_joints
 from fastvq.models.tokenizers.config import MotionVQVAEConfig
 from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
 from fastvq.models.training.config import TrainConfig
 from fastvq.models.training.data import FeatureClip, prepare_clips
+from fastvq.models.training.run_folder import RunFolder
 
 PINNED = {
     *("config.json", "model.safetensors", "mean.npy", "std.npy", "checkpoints", "last.json", "metrics.jsonl"),
@@ -109,10 +111,12 @@ def test_overwrite_replaces_a_run_and_nothing_else(
 def test_resume_needs_no_settings_again(
     fastvq: Callable[..., Any], run_folder: Path, motions: Path, tmp_path: Path
 ) -> None:
-    copy = tmp_path / "run"
+    copy = tmp_path / "run[bold]"
     shutil.copytree(run_folder, copy)
     base = ["train", "motion-vqvae", "--data", motions, "--out", copy, "--skip-report", "--resume"]
-    assert fastvq(*base, "--steps", 5).code == 0
+    outcome = fastvq(*base, "--steps", 5)
+    assert outcome.code == 0
+    assert f"Resuming at step 3 from {copy}/checkpoints" in outcome.out  # brackets are no markup
     assert [json.loads(row)["step"] for row in (copy / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5]
     outcome = fastvq(*base, "--steps", 6, "--width", 32)
     assert outcome.code == 2
@@ -178,7 +182,32 @@ def test_a_second_demo_takes_the_next_folder(fastvq: Callable[..., Any], small_d
     assert "is not empty" in outcome.err
 
 
-@pytest.mark.parametrize("seconds", ["0", "-1", "nan"])
+def test_a_folder_in_which_a_process_trains_is_not_overwritten(
+    fastvq: Callable[..., Any], run_folder: Path, motions: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("fcntl", reason="folders can be locked on POSIX only")
+    copy = tmp_path / "run"
+    shutil.copytree(run_folder, copy)
+    with RunFolder(copy).lock():
+        outcome = fastvq("train", "motion-vqvae", "--data", motions, "--out", copy, *TINY, "--overwrite")
+    assert outcome.code == 2
+    assert "another process is training" in outcome.err
+    assert (copy / "report.html").is_file()
+
+
+def test_a_demo_without_anything_to_measure_says_so_before_it_trains(
+    fastvq: Callable[..., Any], small_demo: Path
+) -> None:
+    clips = [clip("one", "train"), clip("two", "test")]
+    clips[1].joints[::2] += 10
+    write_joint_arrays(small_demo / "clips.npz", clips)
+    outcome = fastvq("demo", "--seconds", "0.01", "--data", small_demo / "clips.npz")
+    assert outcome.code == 2
+    assert "none of the held-out clips has 4 frames without a jump" in outcome.err
+    assert not (small_demo / "runs").exists()
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "1e300"])
 def test_a_demo_takes_time(fastvq: Callable[..., Any], small_demo: Path, seconds: str) -> None:
     outcome = fastvq("demo", "--seconds", seconds)
     assert outcome.code == 2

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -19,6 +20,8 @@ import fastvq.codebook
 from fastvq.models.errors import UserError
 from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
 from fastvq.models.training.config import TrainConfig
+from fastvq.models.training.reporting import Reporter
+from fastvq.models.training.run_folder import RunFolder
 from fastvq.models.training.trainer import train
 from fastvq.models.training.windows import WindowSampler
 
@@ -294,6 +297,61 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, clips, tmp_path):
     with pytest.raises(UserError, match=r"the loss is .* at step 4: lower lr"):
         train(broken, clips, tmp_path / "run")
     assert not (tmp_path / "run" / "last.json").exists()
+
+
+def test_weights_that_are_not_finite_become_no_checkpoint(config, clips, tmp_path):
+    """A loss is looked at with every row only; checkpoints in between must not push the good ones out."""
+    run = tmp_path / "run"
+    good = dataclasses.replace(config, steps=2, warmup=0, checkpoint_every=1, log_every=100)
+    train(good, clips, run)
+    broken = dataclasses.replace(good, steps=20)
+
+    def save_pretrained(*_, **__):
+        raise AssertionError("broken weights were saved")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MotionVQVAE, "save_pretrained", save_pretrained)
+        patch.setattr("fastvq.models.training.config.TrainConfig.learning_rate", lambda self, step: float("inf"))
+        message = r"the weights are not finite at step 3: lower lr.*the checkpoint before that is .*step_00000002"
+        with pytest.raises(UserError, match=message):
+            train(broken, clips, run, resume=True)
+    assert json.loads((run / "last.json").read_text())["step"] == 2
+    assert train(broken, clips, run, resume=True).step == 20
+    with pytest.raises(UserError, match="no checkpoint was written before that"):
+        train(dataclasses.replace(good, lr=1e30, steps=20, checkpoint_every=2), clips, tmp_path / "other")
+    assert not (tmp_path / "other" / "last.json").exists()
+
+
+def test_two_processes_do_not_train_in_one_folder(config, clips, tmp_path):
+    pytest.importorskip("fcntl", reason="folders can be locked on POSIX only")
+    run = tmp_path / "run"
+    with RunFolder(run).lock(), pytest.raises(UserError, match=r"another process is training in .*run: wait"):
+        train(config, clips, run)
+    assert list(run.iterdir()) == []
+    assert train(dataclasses.replace(config, steps=2), clips, run).step == 2
+
+
+def test_damaged_rows_of_the_metrics_are_dropped(tmp_path):
+    folder = RunFolder(tmp_path)
+    for rest in (b'{"step": 3, "lo', b"5", b"\xff\xfe", b"\0\0\0", b"[" * 100_000):
+        folder.metrics.write_bytes(b'{"step": 1}\n{"step": 2}\n' + rest)
+        folder.truncate_metrics(9)
+        assert folder.metrics.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_tensorboard_s_thread_fails_without_a_traceback(tmp_path, small_disk, capsys):
+    reporter = Reporter(RunFolder(tmp_path), 10, 0, Console(quiet=True))
+    hook = threading.excepthook
+
+    def write():
+        with small_disk(10), reporter:
+            for step in range(1000):
+                reporter.log({"step": step, "loss": 1.0, "perplexity": 1.0, "steps_per_second": 1.0})
+
+    with pytest.raises(UserError, match="cannot be written"):
+        write()
+    assert capsys.readouterr().err == ""
+    assert threading.excepthook is hook
 
 
 def test_a_full_disk_stops_the_run_and_keeps_the_earlier_checkpoint(config, clips, tmp_path, monkeypatch, small_disk):
