@@ -22,6 +22,7 @@ COMMANDS = {
     "decode": "turn a file of tokens back into motions, as BVH or joint arrays",
     "evaluate": "measure how well a tokenizer keeps motions",
     "render": "show motions or tokens as a page with moving skeletons, or as a GIF",
+    "tune": "measure launch configurations on a GPU, and keep what is faster than the table",
     "doctor": "tell which device, versions and kernels are in use, and why",
 }
 # Characters; files may hold names and numbers of any length.
@@ -107,7 +108,7 @@ Start with `fastvq demo`. `fastvq COMMAND --help` explains a command, `fastvq --
 environment:
   FASTVQ_DEBUG=1     show tracebacks instead of one sentence when something is wrong
   FASTVQ_NATIVE=0    do without the compiled CPU kernels
-  FASTVQ_CACHE_DIR   where compiled kernels are kept"""
+  FASTVQ_CACHE_DIR   where compiled kernels and tuned configurations are kept"""
 
 
 def _out_of_memory(error: MemoryError | RuntimeError) -> bool:

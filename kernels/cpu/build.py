@@ -25,6 +25,8 @@ from pathlib import Path
 
 import torch
 
+from fastvq.kernels._cache import cache_directory
+
 SOURCES = Path(__file__).resolve().parent
 # Files compiled for any processor, and those compiled for each instruction set.
 ONCE = ("ops", "parallel", "isa", "prepared", "schedule", "order", "stack")
@@ -263,24 +265,6 @@ def processor_features() -> str:
     except OSError:
         pass
     return platform.processor()
-
-
-def cache_directory() -> Path:
-    """Where compiled libraries are kept: ``FASTVQ_CACHE_DIR``, else the user's cache directory.
-
-    Raises:
-        OSError: there is no home directory to have one in.
-    """
-    named = os.environ.get("FASTVQ_CACHE_DIR")
-    if named:
-        return Path(named).expanduser()
-    try:
-        home = Path.home()
-    except RuntimeError as error:
-        raise OSError(errno.ENOENT, str(error)) from error
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "fastvq"
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "fastvq"
 
 
 def first_line(text: str) -> str:

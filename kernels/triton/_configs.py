@@ -4,10 +4,14 @@ None of them spills registers with the compilers bundled with Triton 3.6 and 3.9
 ``tests/kernels/triton/test_ahead_of_time.py`` fails where one does, or asks for more shared memory than there is.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 import triton
+
+from fastvq.kernels.triton import _tuned
 
 
 class Target(NamedTuple):
@@ -35,6 +39,7 @@ class Config(NamedTuple):
     depth: int = 0
     num_warps: int = 4
     stages: int = 1
+    resident: int = 1  # programs a multiprocessor holds, for kernels whose programs take tile after tile
 
 
 # A lane is a code: one warp's codes per program keep a small codebook on many multiprocessors.
@@ -78,6 +83,24 @@ SEARCH = {
     ("gfx942", "scattered"): Config(rows=64, codes=64, depth=16, num_warps=4, stages=2),
 }
 
+# Residual stacks. A tile's scratch stays with its program, so there are as many programs as run at a time.
+RESIDUAL = {
+    ("sm_80", "short"): Config(rows=128, codes=64, depth=64, num_warps=8, stages=3),
+    ("sm_80", "wide"): Config(rows=64, codes=64, depth=128, num_warps=4, stages=2),
+    ("sm_80", "long"): Config(rows=128, codes=64, depth=32, num_warps=8, stages=3),
+    ("sm_90", "short"): Config(rows=128, codes=128, depth=64, num_warps=4, stages=2, resident=2),
+    ("sm_90", "wide"): Config(rows=128, codes=128, depth=128, num_warps=8, stages=2),
+    ("sm_90", "long"): Config(rows=128, codes=128, depth=64, num_warps=8, stages=3),
+    ("sm_100", "short"): Config(rows=128, codes=64, depth=64, num_warps=8, stages=3, resident=2),
+    ("sm_100", "wide"): Config(rows=128, codes=128, depth=128, num_warps=8, stages=2),
+    ("sm_100", "long"): Config(rows=128, codes=128, depth=64, num_warps=8, stages=3),
+    ("gfx942", "short"): Config(rows=128, codes=64, depth=64, num_warps=8, stages=2),
+    ("gfx942", "wide"): Config(rows=64, codes=64, depth=128, num_warps=4, stages=1),
+    ("gfx942", "long"): Config(rows=128, codes=128, depth=32, num_warps=8, stages=2),
+}
+# Rows of a tile that need every code are few: 4 at a time.
+RESIDUAL_SCAN = Config(rows=4, codes=256)
+
 
 def family(device: torch.device) -> str:
     """The target whose configurations a device takes; sm_80's are the most frugal and serve unknown ones."""
@@ -92,11 +115,42 @@ def family(device: torch.device) -> str:
 def search(device: torch.device, dim: int, alignment: int) -> Config:
     """The search's tiles for rows of ``dim`` entries; ``alignment`` adjacent ones share an aligned address."""
     if alignment < 4:
-        return SEARCH[family(device), "scattered"]
+        return measured(device, "search scattered", SEARCH[family(device), "scattered"])
     config = SEARCH[family(device), "short"]
     if dim > config.depth:
-        return SEARCH[family(device), "long"]
-    return config._replace(depth=16 if dim <= 16 else 32 if dim <= 32 else config.depth)
+        return measured(device, "search long", SEARCH[family(device), "long"])
+    depth = 16 if dim <= 16 else 32 if dim <= 32 else config.depth
+    return measured(device, f"search short {depth}", config._replace(depth=depth))
+
+
+def measured(device: torch.device, key: str, config: Config) -> Config:
+    """A configuration with what ``fastvq tune`` found on this device, if it was asked."""
+    return config._replace(**(_overrides.get(key) or _tuned.fields(device, key)))
+
+
+_overrides: dict[str, dict[str, int]] = {}
+
+
+@contextlib.contextmanager
+def overridden(key: str, fields: dict[str, int]) -> Iterator[None]:
+    """Uses other fields for a configuration meanwhile."""
+    _overrides[key] = fields
+    try:
+        yield
+    finally:
+        del _overrides[key]
+
+
+def residual(device: torch.device, dim: int) -> Config:
+    """A residual stack's tiles for rows of ``dim`` entries: in one piece where ``dim`` is at most the depth."""
+    if dim <= 64:
+        return RESIDUAL[family(device), "short"]._replace(depth=16 if dim <= 16 else 32 if dim <= 32 else 64)
+    return RESIDUAL[family(device), "wide" if dim <= 128 else "long"]
+
+
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a device; interpreted kernels run as on two."""
+    return 2 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def register_limit(device: torch.device) -> dict[str, int]:

@@ -136,6 +136,17 @@ class Render:
 
 
 @dataclass(frozen=True)
+class Tune:
+    """Measure launch configurations of the search on a GPU, and keep what is faster than the built-in table.
+
+    Takes some minutes; the results lie in FASTVQ_CACHE_DIR and are used from then on. CPUs have nothing to tune.
+    """
+
+    device: str = "auto"
+    """The device to tune for: auto, cuda or cuda:N."""
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Tell which device, versions and kernels are in use, and why.
 
@@ -168,5 +179,6 @@ _COMMANDS = {
     "decode": Decode,
     "evaluate": Evaluate,
     "render": Render,
+    "tune": Tune,
     "doctor": Doctor,
 }

@@ -14,7 +14,7 @@ SUITES = sorted(path.name for path in HERE.glob("interpreted_*.py"))
 
 
 def test_suites_are_found():
-    assert SUITES == ["interpreted_nearest.py", "interpreted_state.py"]
+    assert SUITES == ["interpreted_nearest.py", "interpreted_state.py", "interpreted_tuning.py"]
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -211,3 +211,9 @@ def test_doctor_refuses_a_device_that_is_not_there(fastvq: Callable[..., Any]) -
     outcome = fastvq("doctor", "--device", "toaster")
     assert outcome.code == 2
     assert "--device toaster cannot be used" in outcome.err
+
+
+def test_tune_without_a_gpu_says_so(fastvq: Callable[..., Any]) -> None:
+    outcome = fastvq("tune", "--device", "cpu")
+    assert outcome.code == 2
+    assert "there is nothing to tune on cpu" in outcome.err
