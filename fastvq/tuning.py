@@ -33,7 +33,7 @@ def tune(
         RuntimeError: the device has no Triton kernels, and why.
     """
     device = torch.device(device)
-    name, reason = ops.choose("triton", device.type)
+    name, reason = ops.choose("triton", device.type, "nearest")
     if name is None:
         raise RuntimeError(f"there is nothing to tune on {device}: {reason}")
     kernels = importlib.import_module("fastvq.kernels.triton.tuning")
