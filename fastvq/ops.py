@@ -324,5 +324,5 @@ def _define_python(op: str) -> None:
         return (*(result if isinstance(result, tuple) else (result,)), torch.empty(0, dtype=torch.uint8))
 
 
-for _op in ("nearest", "residual_nearest", "segment_sum", "residual_segment_sum", "ema_update_", "lookup"):
+for _op in OPS:
     _define_python(_op)

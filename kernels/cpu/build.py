@@ -30,7 +30,7 @@ from fastvq.kernels._cache import cache_directory
 SOURCES = Path(__file__).resolve().parent
 # Files compiled for any processor, and those compiled for each instruction set.
 ONCE = ("ops", "parallel", "isa", "prepared", "schedule", "order", "stack")
-PER_ISA = ("search", "oracle", "segment", "lookup", "ema", "residual", "residual_sum")
+PER_ISA = ("search", "topk", "oracle", "segment", "lookup", "ema", "residual", "residual_sum")
 ISA_FLAGS = {  # widest first
     "avx512bf16": ["-mavx512bf16", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"],
@@ -45,7 +45,7 @@ ISA_NEEDS = {
 }
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-DNDEBUG"]
 # Multiplications and additions may fuse in the coarse pass only: elsewhere every rounding is the oracle's.
-CONTRACT = {"search": "-ffp-contract=fast"}
+CONTRACT = {"search": "-ffp-contract=fast", "topk": "-ffp-contract=fast"}
 TIMEOUT = 600.0  # seconds before a compiler counts as hung
 STALE = 3600.0  # seconds after which a half-built directory belongs to nobody
 

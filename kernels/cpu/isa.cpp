@@ -9,6 +9,7 @@ namespace fastvq::cpu {
 #define FASTVQ_TABLE(isa)                                    \
   namespace isa {                                            \
   extern const NearestKernels nearest_kernels;               \
+  extern const NearestKernels topk_kernels;                  \
   extern const SegmentKernels segment_kernels;               \
   extern const LookupKernels lookup_kernels;                 \
   extern const EmaKernels ema_kernels;                       \
@@ -17,6 +18,7 @@ namespace fastvq::cpu {
   }                                                          \
   constexpr Kernels isa##_table{#isa,                        \
                                 &isa::nearest_kernels,       \
+                                &isa::topk_kernels,          \
                                 &isa::segment_kernels,       \
                                 &isa::lookup_kernels,        \
                                 &isa::ema_kernels,           \

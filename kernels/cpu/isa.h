@@ -13,6 +13,7 @@ namespace fastvq::cpu {
 struct Kernels {
   const char* name;
   const NearestKernels* nearest;
+  const NearestKernels* topk;  // where rows ask for several codes
   const SegmentKernels* segment;
   const LookupKernels* lookup;
   const EmaKernels* ema;

@@ -16,6 +16,10 @@ static bool find_repeats(const PreparedCodes& call, int64_t group) {
   const int64_t codes = call.codebook.codes, dim = call.codebook.dim;
   const uint8_t* excluded = call.excluded + group * codes;
   uint8_t* repeated = call.repeated + group * codes;
+  if (call.topk > 0) {
+    std::memcpy(repeated, excluded, codes);
+    return false;
+  }
   uint32_t* hashes = call.hashes + group * codes;
   int32_t* slots = call.hash_slots + group * call.slot_count;
   const float* rows = call.float_codes(group);

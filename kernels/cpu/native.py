@@ -72,6 +72,18 @@ def nearest(
     return indices, distances
 
 
+def nearest_topk(
+    x: Tensor, codebook: Tensor, mask: Tensor | None, topk: int, metric: str = "l2", precision: str = "exact"
+) -> tuple[Tensor, Tensor]:
+    """The ``topk`` nearest codes of every row, as :func:`fastvq.kernels.reference.nearest_topk`, bit for bit.
+
+    ``precision="fast"`` takes the codes of a float32 search without allowing for its rounding, and orders these.
+    """
+    _require()
+    indices, distances = torch.ops.fastvq_cpu.nearest_topk.default(x, codebook, mask, topk, metric, precision)
+    return indices, distances
+
+
 def segment_sum(x: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
     """Sums the rows of each code, in float64 in row order, whatever the number of threads.
 

@@ -40,7 +40,8 @@
 
 namespace fastvq::cpu {
 
-constexpr int64_t CODE_CHUNK = 64;  // codes that are read together
+constexpr int64_t CODE_CHUNK = 64;                // codes that are read together
+constexpr int64_t COARSE_DIM = int64_t{1} << 20;  // beyond, the slack's constants are no longer proven
 
 struct Codebook {  // (G, K, D), any strides
   const void* data;
@@ -77,6 +78,7 @@ struct PreparedCodes {
   Codebook codebook;
   Metric metric;
   bool doubles;  // float64 rows and codes
+  int64_t topk;  // how many codes a row asks for, codes that repeat others included (topk.h); 0 for the nearest one
   Kind kind;
   bool copies_codes;  // the given codes do not serve: they are strided, or not of unit length
   void* code_rows;    // (G, K, D), the codes as the oracle reads them
@@ -122,7 +124,7 @@ struct Nearest : PreparedCodes {
   bool exact;
   // Results lie result_row_stride apart for rows (numbered R1, R2), result_group_stride for groups.
   int64_t* indices;
-  void* distances;  // float, or double for float64 rows
+  void* distances;  // float, or double for float64 rows and for several codes
   int64_t result_row_stride, result_group_stride;
   Progress* progress;  // (G)
   int64_t total_rows;  // of a group, in all blocks

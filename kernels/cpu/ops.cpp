@@ -63,11 +63,8 @@ void check_inside(int64_t outside, int64_t codes) {
                           ": these indices belong to another codebook");
 }
 
-void nearest_op(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments arguments(stack);
-  const Tensor x = arguments.tensor(), codebook = arguments.tensor();
-  const std::optional<Tensor> mask = arguments.optional_tensor();
-  const Text metric = arguments.text(), precision = arguments.text();
+Nearest search_of(const Tensor& x, const Tensor& codebook, const std::optional<Tensor>& mask, const Text& metric,
+                  const Text& precision) {
   Nearest call{};
   call.x = rows_of(x);
   if (mask) call.mask = grid_of<const bool, 3>(*mask);
@@ -75,15 +72,43 @@ void nearest_op(StableIValue* stack, uint64_t, uint64_t) {
                    codebook.stride(0), codebook.stride(1), codebook.stride(2)};
   call.metric = metric_of(metric);
   call.exact = precision == "exact";
-  const int64_t sizes[] = {call.x.groups, call.x.rows1, call.x.rows2};
-  constexpr int rows_outermost[] = {1, 2, 0};
-  Tensor indices = empty(sizes, rows_outermost, aoti_torch_dtype_int64());
-  Tensor distances = empty(sizes, rows_outermost, result_dtype(call.is_double()));
+  return call;
+}
+
+void run_search(Nearest& call, Tensor& indices, Tensor& distances, StableIValue* stack) {
   call.indices = indices.data<int64_t>();
   call.distances = distances.data();
   nearest(call);
   stack[0] = indices.release();
   stack[1] = distances.release();
+}
+
+void nearest_op(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  const Tensor x = arguments.tensor(), codebook = arguments.tensor();
+  const std::optional<Tensor> mask = arguments.optional_tensor();
+  const Text metric = arguments.text(), precision = arguments.text();
+  Nearest call = search_of(x, codebook, mask, metric, precision);
+  const int64_t sizes[] = {call.x.groups, call.x.rows1, call.x.rows2};
+  constexpr int rows_outermost[] = {1, 2, 0};
+  Tensor indices = empty(sizes, rows_outermost, aoti_torch_dtype_int64());
+  Tensor distances = empty(sizes, rows_outermost, result_dtype(call.is_double()));
+  run_search(call, indices, distances, stack);
+}
+
+void nearest_topk_op(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  const Tensor x = arguments.tensor(), codebook = arguments.tensor();
+  const std::optional<Tensor> mask = arguments.optional_tensor();
+  const int64_t topk = arguments.integer();
+  const Text metric = arguments.text(), precision = arguments.text();
+  Nearest call = search_of(x, codebook, mask, metric, precision);
+  call.topk = topk;
+  const int64_t sizes[] = {call.x.groups, call.x.rows1, call.x.rows2, topk};
+  constexpr int rows_outermost[] = {1, 2, 0, 3};
+  Tensor indices = empty(sizes, rows_outermost, aoti_torch_dtype_int64());
+  Tensor distances = empty(sizes, rows_outermost, aoti_torch_dtype_float64());
+  run_search(call, indices, distances, stack);
 }
 
 void residual_nearest_op(StableIValue* stack, uint64_t, uint64_t) {
@@ -265,6 +290,8 @@ class Library {
   Library library = Library::define("fastvq_cpu");
   library.def("nearest(Tensor x, Tensor codebook, Tensor? mask, str metric, str precision) -> (Tensor, Tensor)");
   library.def(
+      "nearest_topk(Tensor x, Tensor codebook, Tensor? mask, int topk, str metric, str precision) -> (Tensor, Tensor)");
+  library.def(
       "residual_nearest(Tensor x, Tensor codebooks, int[]? sizes, Tensor? stages, Tensor? mask, str precision) "
       "-> (Tensor, Tensor, Tensor)");
   library.def("segment_sum(Tensor x, Tensor indices, int num_codes) -> (Tensor, Tensor)");
@@ -287,6 +314,7 @@ class Library {
     run_public(run, "fastvq::" name "_python", stack, inputs, outputs);                 \
   });
   FASTVQ_OP("nearest", nearest_op)
+  FASTVQ_OP("nearest_topk", nearest_topk_op)
   FASTVQ_OP("residual_nearest", residual_nearest_op)
   FASTVQ_OP("segment_sum", segment_sum_op)
   FASTVQ_OP("residual_segment_sum", residual_segment_sum_op)

@@ -11,6 +11,7 @@ constexpr int WIDTH = LANES / 2;  // float64 lanes
 constexpr int VECTORS = 2;        // vectors of codes held at once
 constexpr int PANEL = WIDTH * VECTORS;
 constexpr int ROWS = 4;  // rows held at once
+typedef double Four __attribute__((vector_size(32)));
 
 FASTVQ_INLINE bool precedes(double cost, int64_t code, const Winner& other) {
   return cost < other.cost || (cost == other.cost && code < other.code);
@@ -53,6 +54,23 @@ void fill_panel(const void* all, int64_t dim, int64_t code_count, const uint8_t*
 }
 using FillPanel = decltype(&fill_panel<float>);
 
+// Calls visit(row, first, costs) for every row and every PANEL codes from `first` on, codes ascending.
+template <bool L2, class Visit>
+FASTVQ_INLINE void visit_costs(const double* rows, int count, int64_t dim, const void* codes, FillPanel fill,
+                               int64_t code_count, const uint8_t* excluded, double* panel, Visit&& visit) {
+  const double* const last = rows + (count - 1) * dim;
+  for (int64_t first = 0; first < code_count; first += PANEL) {
+    fill(codes, dim, code_count, excluded, first, panel);
+    for (int r0 = 0; r0 < count; r0 += ROWS) {
+      const double* tile[ROWS];
+      for (int r = 0; r < ROWS; ++r) tile[r] = r0 + r < count ? rows + (r0 + r) * dim : last;
+      Doubles cost[ROWS][VECTORS];
+      panel_costs<L2>(tile, dim, panel, cost);
+      for (int r = 0; r < ROWS && r0 + r < count; ++r) visit(r0 + r, first, cost[r]);
+    }
+  }
+}
+
 template <bool L2>
 void scan(const double* rows, int count, int64_t dim, const void* codes, FillPanel fill, int64_t code_count,
           const uint8_t* excluded, double* panel, Winner* winners) {
@@ -63,22 +81,14 @@ void scan(const double* rows, int count, int64_t dim, const void* codes, FillPan
       best[r][v] = splat(double{HUGE_VAL});
       where[r][v] = splat(int64_t{-1});
     }
-  const double* const last = rows + (count - 1) * dim;
-  for (int64_t first = 0; first < code_count; first += PANEL) {
-    fill(codes, dim, code_count, excluded, first, panel);
-    for (int r0 = 0; r0 < count; r0 += ROWS) {
-      const double* tile[ROWS];
-      for (int r = 0; r < ROWS; ++r) tile[r] = r0 + r < count ? rows + (r0 + r) * dim : last;
-      Doubles cost[ROWS][VECTORS];
-      panel_costs<L2>(tile, dim, panel, cost);
-      for (int r = 0; r < ROWS && r0 + r < count; ++r)
-        for (int v = 0; v < VECTORS; ++v) {
-          const Longs nearer = (cost[r][v] < best[r0 + r][v]) & (cost[r][v] > splat(-double{HUGE_VAL}));
-          best[r0 + r][v] = nearer ? cost[r][v] : best[r0 + r][v];
-          where[r0 + r][v] = nearer ? splat(first + v * WIDTH) : where[r0 + r][v];
-        }
-    }
-  }
+  visit_costs<L2>(rows, count, dim, codes, fill, code_count, excluded, panel,
+                  [&](int r, int64_t first, const Doubles(&cost)[VECTORS]) {
+                    for (int v = 0; v < VECTORS; ++v) {
+                      const Longs nearer = (cost[v] < best[r][v]) & (cost[v] > splat(-double{HUGE_VAL}));
+                      best[r][v] = nearer ? cost[v] : best[r][v];
+                      where[r][v] = nearer ? splat(first + v * WIDTH) : where[r][v];
+                    }
+                  });
   for (int r = 0; r < count; ++r) {
     winners[r] = {HUGE_VAL, -1};
     for (int v = 0; v < VECTORS; ++v)
@@ -86,6 +96,98 @@ void scan(const double* rows, int count, int64_t dim, const void* codes, FillPan
         if (where[r][v][lane] >= 0 &&
             (winners[r].code < 0 || precedes(best[r][v][lane], where[r][v][lane] + lane, winners[r])))
           winners[r] = {best[r][v][lane], where[r][v][lane] + lane};
+  }
+}
+
+// Puts an entry in the place of a heap's first, which all others precede.
+FASTVQ_INLINE void replace_first(Winner* heap, int64_t size, const Winner entry) {
+  int64_t at = 0;
+  for (int64_t child; (child = 2 * at + 1) < size; at = child) {
+    if (child + 1 < size && precedes(heap[child].cost, heap[child].code, heap[child + 1])) ++child;
+    if (!precedes(entry.cost, entry.code, heap[child])) break;
+    heap[at] = heap[child];
+  }
+  heap[at] = entry;
+}
+
+template <bool L2>
+void scan_several(const double* rows, int count, int64_t dim, const void* codes, FillPanel fill, int64_t code_count,
+                  const uint8_t* excluded, double* panel, int64_t topk, Winner* winners) {
+  for (int64_t i = 0; i < count * topk; ++i) winners[i] = {HUGE_VAL, -1};
+  visit_costs<L2>(rows, count, dim, codes, fill, code_count, excluded, panel,
+                  [&](int r, int64_t first, const Doubles(&cost)[VECTORS]) {
+                    Winner* heap = winners + r * topk;
+                    for (int i = 0; i < PANEL; ++i) {
+                      const double value = cost[i / WIDTH][i % WIDTH];
+                      if (value < heap->cost && value > -HUGE_VAL) replace_first(heap, topk, {value, first + i});
+                    }
+                  });
+  for (Winner* heap = winners; heap < winners + count * topk; heap += topk)
+    for (int64_t size = topk - 1; size > 0; --size) {
+      const Winner entry = heap[size];
+      heap[size] = heap[0];
+      replace_first(heap, size, entry);
+    }
+}
+
+// Four rows of four become four columns of four, by shuffles that stay in or swap halves.
+FASTVQ_INLINE void transpose(Four (&q)[4]) {
+#if defined(__clang__) || __GNUC__ >= 12
+  const Four a = __builtin_shufflevector(q[0], q[1], 0, 4, 2, 6), b = __builtin_shufflevector(q[0], q[1], 1, 5, 3, 7);
+  const Four c = __builtin_shufflevector(q[2], q[3], 0, 4, 2, 6), d = __builtin_shufflevector(q[2], q[3], 1, 5, 3, 7);
+  q[0] = __builtin_shufflevector(a, c, 0, 1, 4, 5);
+  q[1] = __builtin_shufflevector(b, d, 0, 1, 4, 5);
+  q[2] = __builtin_shufflevector(a, c, 2, 3, 6, 7);
+  q[3] = __builtin_shufflevector(b, d, 2, 3, 6, 7);
+#else
+  for (int i = 0; i < 4; ++i)
+    for (int j = i + 1; j < 4; ++j) {
+      const double swapped = q[i][j];
+      q[i][j] = q[j][i];
+      q[j][i] = swapped;
+    }
+#endif
+}
+
+// What the cost grows by: lanes = d.
+template <bool L2, class Value>
+FASTVQ_INLINE void set_term(const Value& x, const Value& code, Value& term) {
+  if (L2) term = (x - code) * (x - code);
+  else term = -(x * code);
+}
+
+// Terms are made with lanes = d and added with lanes = pairs.
+template <bool L2>
+void costs_of_pairs(const float* const* rows, const float* const* codes, int count, int64_t dim, double* costs) {
+  constexpr int FOURS = 2;  // independent sums hide the latency of one
+  for (int first = 0; first < count; first += 4 * FOURS) {
+    const float *row[4 * FOURS], *code[4 * FOURS];
+    for (int i = 0; i < 4 * FOURS; ++i) {
+      row[i] = rows[first + i < count ? first + i : count - 1];
+      code[i] = codes[first + i < count ? first + i : count - 1];
+    }
+    Four cost[FOURS] = {};
+    int64_t d = 0;
+    for (; d + 4 <= dim; d += 4)
+#pragma GCC unroll 2
+      for (int f = 0; f < FOURS; ++f) {
+        Four term[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i)
+          set_term<L2>(__builtin_convertvector(load<Quad>(row[4 * f + i] + d), Four),
+                       __builtin_convertvector(load<Quad>(code[4 * f + i] + d), Four), term[i]);
+        transpose(term);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) cost[f] += term[i];
+      }
+    for (int i = 0; i < 4 * FOURS && first + i < count; ++i) {
+      double sum = cost[i / 4][i % 4], term;
+      for (int64_t rest = d; rest < dim; ++rest) {
+        set_term<L2>(double{row[i][rest]}, double{code[i][rest]}, term);
+        sum += term;
+      }
+      costs[first + i] = sum;
+    }
   }
 }
 
@@ -143,6 +245,18 @@ void scan_codes(const double* rows, int count, int64_t dim, const Code* codes, i
   run(rows, count, dim, codes, fill_panel<Code>, code_count, excluded, scratch, winners);
 }
 
+template <class Code>
+void scan_topk(const double* rows, int count, int64_t dim, const Code* codes, int64_t code_count,
+               const uint8_t* excluded, bool l2, double* scratch, int64_t topk, Winner* winners) {
+  const auto run = l2 ? scan_several<true> : scan_several<false>;
+  run(rows, count, dim, codes, fill_panel<Code>, code_count, excluded, scratch, topk, winners);
+}
+
+void pair_costs(const float* const* rows, const float* const* codes, int count, int64_t dim, bool l2, double* costs) {
+  const auto run = l2 ? costs_of_pairs<true> : costs_of_pairs<false>;
+  run(rows, codes, count, dim, costs);
+}
+
 template <class T>
 void unit_rows(const T* rows, int64_t row_stride, int64_t count, int64_t dim, T* out, int64_t out_stride) {
   constexpr int AT_ONCE = 8;
@@ -168,6 +282,10 @@ template void scan_codes<float>(const double*, int, int64_t, const float*, int64
                                 Winner*);
 template void scan_codes<double>(const double*, int, int64_t, const double*, int64_t, const uint8_t*, bool, double*,
                                  Winner*);
+template void scan_topk<float>(const double*, int, int64_t, const float*, int64_t, const uint8_t*, bool, double*,
+                               int64_t, Winner*);
+template void scan_topk<double>(const double*, int, int64_t, const double*, int64_t, const uint8_t*, bool, double*,
+                                int64_t, Winner*);
 template void unit_rows<float>(const float*, int64_t, int64_t, int64_t, float*, int64_t);
 template void unit_rows<double>(const double*, int64_t, int64_t, int64_t, double*, int64_t);
 

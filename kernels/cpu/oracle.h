@@ -29,6 +29,14 @@ void scan_codes(const double* rows, int count, int64_t dim, const Code* codes, i
                 const uint8_t* excluded, bool l2, double* scratch, Winner* winners);
 int64_t scan_scratch(int64_t dim);
 
+// The same for the `topk` best, in order: winners (count, topk); where fewer have a finite cost, code -1 follows.
+template <class Code>
+void scan_topk(const double* rows, int count, int64_t dim, const Code* codes, int64_t code_count,
+               const uint8_t* excluded, bool l2, double* scratch, int64_t topk, Winner* winners);
+
+// The costs of `count` pairs of a row and a code.
+void pair_costs(const float* const* rows, const float* const* codes, int count, int64_t dim, bool l2, double* costs);
+
 // reference.unit_rows of contiguous rows: out = row / |row|, a zero row stays zero. In place is allowed.
 template <class T>
 void unit_rows(const T* rows, int64_t row_stride, int64_t count, int64_t dim, T* out, int64_t out_stride);

@@ -17,6 +17,27 @@ namespace fastvq::cpu::FASTVQ_ISA {
 constexpr int64_t BLOCK_ROWS = 96;           // rows that share one walk over the codes
 constexpr int64_t BLOCK_BYTES = 192 * 1024;  // of row tiles, which stay in the second-level cache
 constexpr int STRETCH = 32;                  // panels
+#if defined(__AVX512BF16__)
+constexpr bool HAS_PAIRS = true;
+#else
+constexpr bool HAS_PAIRS = false;
+#endif
+
+// Packs one panel for the first level.
+static void pack_codes(const PreparedCodes& call, int64_t group, int64_t panel) {
+  if (call.groups[group].example < 0) return;
+  const int64_t at = group * call.panels + panel;
+  const uint8_t* absent = call.excluded + group * call.codebook.codes;
+  float* to = reinterpret_cast<float*>(call.packed[0]) + group * call.packed_size[0] +
+              panel * (call.depth[0] + 1) * PANEL;
+#if defined(__AVX512BF16__)
+  const double square = call.pairs ? pack_pairs(call, group, panel, absent, call.panel_rounding + at, to)
+                                   : pack_singles(call, group, panel, absent, call.depth[0], to);
+#else
+  const double square = pack_singles(call, group, panel, absent, call.depth[0], to);
+#endif
+  call.panel_square[at] = static_cast<float>(square * (1 + 0x1p-20));
+}
 
 struct PanelScratch {
   BlockRows rows;
@@ -68,8 +89,8 @@ struct Singles {
 };
 
 template <class Pass>
-static void score_panel(int64_t depth, const float* tile, const float* panel, float* most) {
-  Floats score[TILE][VECTORS];
+FASTVQ_INLINE void score_panel(int64_t depth, const float* tile, const float* panel,
+                               Floats (&score)[TILE][VECTORS]) {
 #pragma GCC unroll 4
   for (int v = 0; v < VECTORS; ++v) {
     const Floats bias = load<Floats>(panel + v * LANES);
@@ -78,6 +99,13 @@ static void score_panel(int64_t depth, const float* tile, const float* panel, fl
   }
   panel += PANEL;
   for (int64_t d = 0; d < depth; ++d) Pass::add_products(tile + d * TILE, panel + d * PANEL, score);
+}
+
+// The larger score of every lane.
+template <class Pass>
+static void most_of_panel(int64_t depth, const float* tile, const float* panel, float* most) {
+  Floats score[TILE][VECTORS];
+  score_panel<Pass>(depth, tile, panel, score);
 #pragma GCC unroll 16
   for (int r = 0; r < TILE; ++r) {
     Floats result = score[r][0];
@@ -112,6 +140,23 @@ static void pack_single_tile(const float* const* rows, int count, int64_t dim, f
       }
     }
     store(squares + r0, square);
+  }
+}
+
+// The tiles of `count` rows, for a pass over pairs or over float32.
+static void pack_tiles(const Nearest& call, int64_t group, bool pairs, const float* const* rows, int count,
+                       float* tiles, float* squares, [[maybe_unused]] float* roundings) {
+  const int64_t dim = call.x.dim, depth = pairs ? call.depth[0] : dim;
+  const float scale = call.groups[group].row_scale;
+  const float* shift = call.row_shift + group * call.width;
+  for (int r = 0; r < count; r += TILE) {
+#if defined(__AVX512BF16__)
+    if (pairs) {
+      pack_pair_tile(rows + r, count - r, dim, scale, shift, tiles + r * depth, squares + r, roundings + r);
+      continue;
+    }
+#endif
+    pack_single_tile(rows + r, count - r, dim, scale, shift, tiles + r * depth, squares + r);
   }
 }
 
@@ -192,21 +237,10 @@ static int64_t search_tiles(const Nearest& call, int64_t group, Level level, int
   const int64_t depth = pairs ? call.depth[slot] : dim, panel_size = (call.depth[slot] + 1) * PANEL;
   const auto* packed = reinterpret_cast<const float*>(call.packed[slot]) + group * call.packed_size[slot];
   const GroupCodes& codes = call.groups[group];
-  const float* shift = call.row_shift + group * call.width;
   const float* const* at = s.rows.at + first;
   const int64_t* numbers = s.rows.numbers + first;
   const int tiles = static_cast<int>(ceil_div(count, TILE));
-  for (int t = 0; t < tiles; ++t) {
-    const int r = t * TILE;
-    float* tile = s.tiles + r * depth;
-#if defined(__AVX512BF16__)
-    if (pairs) {
-      pack_pair_tile(at + r, count - r, dim, codes.row_scale, shift, tile, s.squares + r, s.roundings + r);
-      continue;
-    }
-#endif
-    pack_single_tile(at + r, count - r, dim, codes.row_scale, shift, tile, s.squares + r);
-  }
+  pack_tiles(call, group, pairs, at, count, s.tiles, s.squares, s.roundings);
   for (int r = 0; r < tiles * TILE; ++r) {
     s.tops[r] = -HUGE_VALF;
     s.counts[r] = 0;
@@ -219,8 +253,8 @@ static int64_t search_tiles(const Nearest& call, int64_t group, Level level, int
     const int64_t stretch = call.panels - panel < STRETCH ? call.panels - panel : STRETCH;
     for (int64_t p = 0; p < stretch; ++p)
       for (int t = 0; t < tiles; ++t)
-        score_panel<Pass>(depth, s.tiles + t * TILE * depth, packed + (panel + p) * panel_size,
-                          s.most + (t * stretch + p) * TILE * LANES);
+        most_of_panel<Pass>(depth, s.tiles + t * TILE * depth, packed + (panel + p) * panel_size,
+                            s.most + (t * stretch + p) * TILE * LANES);
     for (int t = 0; t < tiles; ++t) sweep(t * TILE, panel, stretch, s.most + t * stretch * TILE * LANES, s);
   }
 

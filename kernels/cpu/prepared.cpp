@@ -67,7 +67,7 @@ Nearest ask(const Codebook& codebook, Metric metric, bool exact, bool doubles, i
 
 }  // namespace
 
-PreparedSearch::PreparedSearch(const Nearest& asked, int workers) : asked_(asked), isa_(kernels().nearest) {
+PreparedSearch::PreparedSearch(const Nearest& asked, int workers) : asked_(asked), isa_(asked.topk > 0 ? kernels().topk : kernels().nearest) {
   const Codebook& given = asked_.codebook;
   const bool serves = asked_.metric != Metric::cosine && (given.dim_stride == 1 || given.dim == 1) &&
                       (given.code_stride == given.dim || given.codes == 1);

@@ -28,17 +28,40 @@ FASTVQ_INLINE Floats threshold(Floats best, Floats slack) {
   return lowest - magnitude(lowest) * splat(0x1p-22f) - splat(0x1p-126f);
 }
 
+FASTVQ_INLINE double distance_of(const Nearest& call, double cost) {
+  return call.metric == Metric::l2 ? cost : call.metric == Metric::dot ? -cost : 1 + cost;
+}
+
+// Writes the codes of a row that asked for several.
+static void write_several(const Nearest& call, int64_t group, int64_t row, const Winner* winners) {
+  const int64_t at = call.result_at(group, row);
+  for (int64_t i = 0; i < call.topk; ++i) {
+    const bool found = winners[i].code >= 0;
+    call.indices[at + i] = winners[i].code;
+    static_cast<double*>(call.distances)[at + i] = found ? distance_of(call, winners[i].cost) : double{NAN};
+  }
+}
+
+static void write_none_of_several(const Nearest& call, int64_t group, int64_t row, double distance) {
+  const int64_t at = call.result_at(group, row);
+  for (int64_t i = 0; i < call.topk; ++i) {
+    call.indices[at + i] = -1;
+    static_cast<double*>(call.distances)[at + i] = distance;
+  }
+}
+
 // Writes one row's result. `cost` is the oracle's, or any value within float32 rounding of it.
 template <class T>
 FASTVQ_INLINE void write_row(const Nearest& call, int64_t group, int64_t row, int64_t code, double cost) {
+  if (call.topk > 0) return write_none_of_several(call, group, row, NAN);
   const int64_t at = call.result_at(group, row);
   call.indices[at] = code;
-  const double distance = call.metric == Metric::l2 ? cost : call.metric == Metric::dot ? -cost : 1 + cost;
-  static_cast<T*>(call.distances)[at] = code < 0 ? static_cast<T>(NAN) : static_cast<T>(distance);
+  static_cast<T*>(call.distances)[at] = code < 0 ? static_cast<T>(NAN) : static_cast<T>(distance_of(call, cost));
 }
 
 template <class T>
 FASTVQ_INLINE void write_masked(const Nearest& call, int64_t group, int64_t row) {
+  if (call.topk > 0) return write_none_of_several(call, group, row, 0);
   const int64_t at = call.result_at(group, row);
   call.indices[at] = -1;
   static_cast<T*>(call.distances)[at] = 0;
@@ -80,12 +103,14 @@ static void write_code(const Nearest& call, int64_t group, int64_t number, const
 struct ScanQueue {
   double* rows;     // (SCAN_ROWS, D)
   double* scratch;  // scan_scratch(D)
+  Winner* winners;  // (SCAN_ROWS, how many a row asks for)
   int64_t numbers[SCAN_ROWS];
   int count;
 
-  FASTVQ_INLINE void lay_out(Arena& arena, int64_t dim) {
+  FASTVQ_INLINE void lay_out(Arena& arena, int64_t dim, int64_t topk = 1) {
     rows = arena.take<double>(SCAN_ROWS * dim);
     scratch = arena.take<double>(scan_scratch(dim));
+    winners = arena.take<Winner>(SCAN_ROWS * topk);
     count = 0;
   }
 };
@@ -93,16 +118,21 @@ struct ScanQueue {
 template <class T>
 static void scan_queued(const Nearest& call, int64_t group, ScanQueue& queue) {
   if (queue.count == 0) return;
-  Winner winners[SCAN_ROWS];
+  Winner* const winners = queue.winners;
+  const int64_t dim = call.x.dim, code_count = call.codebook.codes;
+  const bool l2 = call.metric == Metric::l2;
   const T* codes = static_cast<const T*>(call.code_rows) + group * call.code_group_stride;
   // Without preparation nothing is marked as excluded; costs of non-finite codes are not finite then.
   const uint8_t* excluded = call.excluded ? call.excluded + group * call.codebook.codes : nullptr;
-  scan_codes(queue.rows, queue.count, call.x.dim, codes, call.codebook.codes, excluded, call.metric == Metric::l2,
-             queue.scratch, winners);
+  if (call.topk > 0)
+    scan_topk(queue.rows, queue.count, dim, codes, code_count, excluded, l2, queue.scratch, call.topk, winners);
+  else
+    scan_codes(queue.rows, queue.count, dim, codes, code_count, excluded, l2, queue.scratch, winners);
   for (int i = 0; i < queue.count; ++i) {
-    if constexpr (sizeof(T) == 8) write_row<T>(call, group, queue.numbers[i], winners[i].code, winners[i].cost);
+    if (call.topk > 0) write_several(call, group, queue.numbers[i], winners + i * call.topk);
+    else if constexpr (sizeof(T) == 8) write_row<T>(call, group, queue.numbers[i], winners[i].code, winners[i].cost);
     else
-      write_code(call, group, queue.numbers[i], queue.rows + i * call.x.dim, winners[i].code, winners[i].cost);
+      write_code(call, group, queue.numbers[i], queue.rows + i * dim, winners[i].code, winners[i].cost);
   }
   queue.count = 0;
 }
@@ -120,6 +150,14 @@ FASTVQ_INLINE void scan_or_drop(const Nearest& call, int64_t group, int64_t numb
                                 ScanQueue& queue) {
   if (all_finite(row, call.x.dim)) queue_scan(call, group, number, row, queue);
   else write_row<float>(call, group, number, -1, 0);
+}
+
+// How many rows make a block: at most as many as share codes in cache, a multiple of `step`, and few enough to leave
+// every thread some blocks.
+FASTVQ_INLINE int64_t rows_together(const Nearest& call, int64_t step, int64_t most, int workers) {
+  const int64_t share = ceil_div(call.total_rows * call.codebook.groups, int64_t{2} * workers);
+  if (share < most) most = share;
+  return most < step ? step : most / step * step;
 }
 
 // The rows of one block that have to be searched.

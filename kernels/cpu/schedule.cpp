@@ -15,8 +15,8 @@ void nearest(Nearest& call) {
   if (rows == 0 || groups == 0) return;
   const double code_values = double(groups) * double(call.codebook.codes) * double(call.codebook.dim);
   const int workers = workers_for(2 * code_values * double(rows));
-  call.result_row_stride = groups;
-  call.result_group_stride = 1;
+  call.result_group_stride = call.topk > 0 ? call.topk : 1;
+  call.result_row_stride = groups * call.result_group_stride;
   const PreparedSearch prepared(call, workers);
 
   const int64_t block = prepared.block_rows(workers), blocks = ceil_div(rows, block);

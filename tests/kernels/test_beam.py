@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastvq.kernels import beam as beams
-from fastvq.kernels import reference, tiled
+from fastvq.kernels import cpu, reference, tiled
 
 
 def searched(x, codebooks, sizes, stages, valid, beam, float32):
@@ -66,8 +66,10 @@ def compare(impl, x, codebooks, sizes, stages, mask, beam):
     assert (quantized.dtype, errors.dtype) == (x.dtype, codebooks.dtype)
 
 
-@pytest.fixture(params=[reference, tiled], ids=["reference", "tiled"])
+@pytest.fixture(params=[reference, tiled, cpu], ids=["reference", "tiled", "cpu"])
 def impl(request):
+    if request.param is cpu and (reason := cpu.unavailable_reason()):
+        pytest.skip(reason)
     return request.param
 
 

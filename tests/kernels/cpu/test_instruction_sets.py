@@ -20,7 +20,7 @@ def test_same_results(cpu, monkeypatch):
     monkeypatch.setenv("FASTVQ_CPU_ISA", "all")
     if len(build.isas()) == 1:
         pytest.skip(f"this processor runs {cpu.isa()} only")
-    files = [str(HERE / f"test_{name}.py") for name in ("nearest", "levels", "residual", "updates")]
+    files = [str(HERE / f"test_{name}.py") for name in ("nearest", "topk", "levels", "residual", "updates")]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", SELECTION, *files],
         cwd=HERE.parents[2],
