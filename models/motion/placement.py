@@ -95,6 +95,7 @@ def place(
     return Placed(placed, motion.fps, mapping.report, notes)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def body_length(joints: np.ndarray) -> float:
     """Length of the legs (hip to ankle, mean of both) and the trunk (pelvis to head), median over frames.
 

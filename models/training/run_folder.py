@@ -24,7 +24,7 @@ import torch
 
 from fastvq.models import storage
 from fastvq.models.errors import UserError
-from fastvq.models.files import parse_json
+from fastvq.models.files import check_readable, parse_json
 from fastvq.models.tokenizers import pretrained
 from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
 from fastvq.models.training.config import TrainConfig
@@ -172,6 +172,7 @@ def load_trainer(checkpoint: Path) -> dict[str, Any]:
         UserError: it is damaged or of another format.
     """
     path = checkpoint / TRAINER
+    check_readable(path)
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
         written_as = values["format"]
