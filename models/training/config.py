@@ -47,6 +47,8 @@ class TrainConfig:
 
     model: MotionVQVAEConfig = field(default_factory=MotionVQVAEConfig)
     loss: LossWeights = field(default_factory=LossWeights)
+    start_from: str | None = None
+    """A run or saved model whose weights, codebooks and feature statistics training starts from."""
     steps: int = 300_000
     """Optimizer steps."""
     batch_size: int = 128

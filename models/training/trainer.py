@@ -132,6 +132,24 @@ def _checkpoint(folder: RunFolder, resume: bool) -> Path | None:
     return checkpoint
 
 
+def start_from(model: MotionVQVAE, folder: str) -> None:
+    """Gives a model the weights, codebooks and feature statistics of a saved one.
+
+    Raises:
+        UserError: there is none, or it has other sizes.
+    """
+    other = MotionVQVAE.from_pretrained(folder).state_dict()
+    state = model.state_dict()
+    unlike = [
+        name
+        for name in {**state, **other}
+        if name not in state or name not in other or state[name].shape != other[name].shape
+    ]
+    if unlike:
+        raise UserError(f"cannot start from {folder}: its model has other sizes, first in {unlike[0]}")
+    model.load_state_dict(other)
+
+
 class _Run:
     """The state of a run between steps."""
 
@@ -150,6 +168,8 @@ class _Run:
         torch.manual_seed(config.seed)
         mean, std = feature_statistics(clips)
         self.model = MotionVQVAE(config.model, mean=mean, std=std).to(self.device).train()
+        if config.start_from is not None and folder.last() is None:
+            start_from(self.model, config.start_from)
         set_implementation(self.model, config.conv)
         self.timer = SectionTimer(config.profile_sections, self.device)
         self.timer.wrap_method(self.model.quantizer.codebooks, "update_", "codebook_update")

@@ -372,3 +372,22 @@ def test_several_processes_are_refused(config, clips, tmp_path, monkeypatch):
     monkeypatch.setattr("accelerate.Accelerator.num_processes", 2)
     with pytest.raises(UserError, match="training runs in one process, got 2: codebooks are not yet kept equal"):
         train(config, clips, tmp_path / "run")
+
+
+def test_training_may_start_from_a_saved_model(config, clips, tmp_path):
+    first = train(config, clips, tmp_path / "first")
+    again = dataclasses.replace(config, start_from=str(tmp_path / "first"), lr=1e-12, warmup=0, steps=1)
+    quiet = dataclasses.replace(again.model, dead_below=0.0)
+    second = train(dataclasses.replace(again, model=quiet), clips[1:], tmp_path / "second")
+    for name, value in first.model.state_dict().items():
+        if "codebooks" not in name:
+            torch.testing.assert_close(second.model.state_dict()[name], value, rtol=0, atol=1e-6)
+    before, after = first.model.quantizer.codebook, second.model.quantizer.codebook
+    assert (before - after).abs().max() < 0.5 * before.std()  # one step of the moving average
+    assert torch.equal(second.model.mean, first.model.mean)
+    other = dataclasses.replace(again, model=dataclasses.replace(config.model, width=config.model.width * 2))
+    with pytest.raises(UserError, match="its model has other sizes"):
+        train(other, clips, tmp_path / "third")
+    assert not (tmp_path / "third" / "last.json").exists()
+    with pytest.raises(UserError, match="there is no folder"):
+        train(dataclasses.replace(again, start_from=str(tmp_path / "nowhere")), clips, tmp_path / "fourth")
