@@ -140,3 +140,11 @@ def test_rows_in_blocks(monkeypatch, impl):
     monkeypatch.setattr(beams, "BLOCK", 2 * 4 * 5 * 4)
     for left, right in zip(whole, beams.residual_beam(impl, x, codebooks, None, stages, mask, 4), strict=True):
         assert torch.equal(left, right)
+
+
+def test_the_host_asks_no_tensor_for_a_value():
+    """On tensors that have none, where the question would raise: on a GPU it would wait for all that was launched."""
+    x, codebooks = torch.empty(2, 3, 7, 5, device="meta"), torch.empty(2, 4, 9, 5, device="meta")
+    stages, mask = torch.empty(3, 7, dtype=torch.int64, device="meta"), torch.empty(2, 3, 7, device="meta") > 0
+    results = beams.residual_beam(reference, x, codebooks, [9, 5, 1, 7], stages, mask, 3)
+    assert [tuple(result.shape) for result in results] == [(2, 3, 7, 4), (2, 3, 7, 5), (2, 3, 7, 4)]
