@@ -52,8 +52,9 @@ def check_features(array: np.ndarray, path: Path) -> np.ndarray:
             f"{path}: expected features of the shape (frames, {WIDTH}) or joints of the shape (frames, 22, 3), got "
             f"{array.shape}{hint}: convert the motion to joints first"
         )
-    check_finite(array, str(path))
-    features = np.ascontiguousarray(array, dtype=np.float32)
+    with np.errstate(over="ignore"):
+        features = np.ascontiguousarray(array, dtype=np.float32)
+    check_finite(features, str(path))
     if _has_rotations(features):
         return features
     statistics = find_statistics(path.parent)

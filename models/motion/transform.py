@@ -232,6 +232,7 @@ class SmoothRuns:
     faults: int
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what overflows is too fast
 def smooth_runs(
     joints: np.ndarray,
     fps: float,

@@ -119,6 +119,7 @@ class RunFolder:
         storage.write_text(self.path / pretrained.CONFIG, json.dumps(settings, indent=2) + "\n")
         self.checkpoints.mkdir(exist_ok=True)
         storage.remove_partial(self.checkpoints)
+        self._remove_old(config.keep_checkpoints)
         storage.remove_partial(self.path)
 
     def save_model(self, model: MotionVQVAE, config: TrainConfig) -> None:
@@ -145,10 +146,14 @@ class RunFolder:
             torch.save({"format": TRAINER_FORMAT, "step": step, **trainer}, partial / TRAINER)
         last = {"format": LAST_FORMAT, "step": step, "checkpoint": f"checkpoints/{folder.name}"}
         storage.write_text(self.path / "last.json", json.dumps(last) + "\n")
-        for old in sorted(self.checkpoints.glob("step_*"))[: -config.keep_checkpoints]:
-            if old != folder:
-                shutil.rmtree(old, ignore_errors=True)
+        self._remove_old(config.keep_checkpoints)
         return folder
+
+    def _remove_old(self, keep: int) -> None:
+        last = self.last()
+        for old in sorted(self.checkpoints.glob("step_*"))[:-keep]:
+            if old != last:
+                shutil.rmtree(old, ignore_errors=True)
 
     def truncate_metrics(self, step: int) -> None:
         """Drops the rows after a step, which a resumed run will write again, and a last row cut short."""

@@ -102,6 +102,10 @@ def test_frames_that_are_nan_are_named(tmp_path):
     features[17, 5] = np.nan
     with pytest.raises(UserError, match=r"x\.npy: 1 of 60 frames hold NaN or infinity, first frame 17"):
         check_features(features, tmp_path / "x.npy")
+    features = features.astype(np.float64)
+    features[17, 5] = 1e39  # infinity once it is float32
+    with pytest.raises(UserError, match=r"x\.npy: 1 of 60 frames hold NaN or infinity, first frame 17"):
+        check_features(features, tmp_path / "x.npy")
 
 
 def test_descriptions_are_found_beside_and_in_texts(tmp_path):

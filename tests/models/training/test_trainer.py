@@ -322,6 +322,17 @@ def test_weights_that_are_not_finite_become_no_checkpoint(config, clips, tmp_pat
     assert not (tmp_path / "other" / "last.json").exists()
 
 
+def test_a_process_killed_before_it_removed_old_checkpoints_leaves_none_for_ever(
+    config, clips, tmp_path, monkeypatch
+):
+    config = dataclasses.replace(config, steps=4, checkpoint_every=2, keep_checkpoints=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "_remove_old", lambda self, keep: None)
+        train(config, clips, tmp_path / "run")
+    train(config, clips, tmp_path / "run", resume=True)
+    assert [folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000004"]
+
+
 def test_two_processes_do_not_train_in_one_folder(config, clips, tmp_path):
     pytest.importorskip("fcntl", reason="folders can be locked on POSIX only")
     run = tmp_path / "run"
