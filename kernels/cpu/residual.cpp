@@ -32,9 +32,9 @@ FASTVQ_INLINE const T* code_at(const CodeStack& stack, int64_t group, int64_t st
 }
 
 template <class T>
-FASTVQ_INLINE void subtract(T* row, const T* code, int64_t dim) {
+FASTVQ_INLINE void subtract(const T* row, const T* code, int64_t dim, T* to) {
   visit_row<T>(dim, [&](auto zero, int64_t d) {
-    store(row + d, load<decltype(zero)>(row + d) - load<decltype(zero)>(code + d));
+    store(to + d, load<decltype(zero)>(row + d) - load<decltype(zero)>(code + d));
   });
 }
 
@@ -104,8 +104,9 @@ int sort_by_depth(const ResidualNearest& call, int count, const ResidualBlock& b
 }
 
 template <class Source, class T>
-int begin_as(const ResidualNearest& call, int64_t group, int64_t first, int64_t last, const ResidualBlock& block) {
-  const int64_t dim = call.x.dim;
+int begin_as(const ResidualNearest& call, int64_t group, int64_t first, int64_t last, ResidualBlock& block) {
+  const Rows& x = call.x;
+  const int64_t dim = x.dim;
   const auto drop = [&](int64_t row) {
     leave_out<T>(call, group, row, 0);
     fill(static_cast<Source*>(call.quantized) + (row * call.x.groups + group) * dim, dim, 0);
@@ -117,56 +118,101 @@ int begin_as(const ResidualNearest& call, int64_t group, int64_t first, int64_t 
     else if (block.depths[r] < call.codebooks.stages) leave_out<T>(call, group, block.numbers[r], block.depths[r]);
   }
   if (call.stages.data) count = sort_by_depth(call, count, block);
-  copy_rows<Source>(call.x.data, block.offsets, count, dim, call.x.dim_stride, static_cast<T*>(block.residuals), dim);
+  const bool evenly = x.rows1 == 1 || x.rows2 == 1 || x.stride1 == x.rows2 * x.stride2;
+  const bool all = !call.mask.data && !call.stages.data;
+  if (count > 0 && all && evenly && x.dim_stride == 1 && sizeof(Source) == sizeof(T)) {
+    block.rows = static_cast<const Source*>(x.data) + block.offsets[0];
+    block.row_stride = x.rows2 == 1 ? x.stride1 : x.stride2;
+    return count;
+  }
+  copy_rows<Source>(x.data, block.offsets, count, dim, x.dim_stride, static_cast<T*>(block.residuals), dim);
+  block.rows = block.residuals;
+  block.row_stride = dim;
   return count;
 }
 
 template <class T>
-void advance_as(const ResidualNearest& call, int64_t group, int64_t stage, int count, const ResidualBlock& block) {
+void advance_as(const ResidualNearest& call, int64_t group, int64_t stage, int64_t first, int64_t last,
+                const ResidualBlock& block) {
   const int64_t dim = call.x.dim, stages = call.codebooks.stages;
   const T* errors = static_cast<const T*>(block.errors);
-  T* residual = static_cast<T*>(block.residuals);
-  for (int r = 0; r < count; ++r, residual += dim) {
+  for (int64_t r = first; r < last; ++r) {
     const int64_t at = (block.numbers[r] * call.x.groups + group) * stages + stage;
     call.indices[at] = block.codes[r];
     static_cast<T*>(call.errors)[at] = errors[r];
     if (stage + 1 >= block.depths[r]) continue;
+    const T* row = static_cast<const T*>(block.rows) + r * block.row_stride;
+    T* residual = static_cast<T*>(block.residuals) + r * dim;
     // Where there is no code, no later stage shall find one either.
-    if (block.codes[r] < 0) residual[0] = static_cast<T>(NAN);
-    else subtract(residual, code_at<T>(call.codebooks, group, stage, block.codes[r]), dim);
+    if (block.codes[r] < 0) fill(residual, dim, NAN);
+    else subtract(row, code_at<T>(call.codebooks, group, stage, block.codes[r]), dim, residual);
   }
+}
+
+struct Chosen {  // the codes of one row: its first `depth` stages
+  const int64_t* codes;
+  int depth;
+};
+
+// COUNT vectors of one row's sum, from d on, and the same part of what the next row will need: it lies anywhere.
+template <class Vector, int COUNT, class T>
+FASTVQ_INLINE void add_part(const CodeStack& stack, int64_t group, Chosen row, Chosen next, int64_t d, T* to) {
+  constexpr int64_t SIZE = sizeof(Vector) / sizeof(T);
+  Vector sums[COUNT] = {};
+  for (int stage = 0; stage < row.depth; ++stage) {
+    const T* code = code_at<T>(stack, group, stage, row.codes[stage]) + d;
+#pragma GCC unroll 8
+    for (int v = 0; v < COUNT; ++v) sums[v] += load<Vector>(code + v * SIZE);
+  }
+  for (int stage = 0; stage < next.depth; ++stage) {
+    const T* code = code_at<T>(stack, group, stage, next.codes[stage]) + d;
+#pragma GCC unroll 8
+    for (int v = 0; v < COUNT; ++v) __builtin_prefetch(code + v * SIZE);
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < COUNT; ++v) store(to + d + v * SIZE, sums[v]);
 }
 
 // to = ((0 + c_1) + c_2) + ... over the stages that one row took.
 template <class T>
-FASTVQ_INLINE void add_codes(const CodeStack& stack, int64_t group, const int64_t* codes, int depth, T* to) {
-  visit_row<T>(stack.dim, [&](auto sum, int64_t d) {
-    for (int stage = 0; stage < depth; ++stage)
-      sum += load<decltype(sum)>(code_at<T>(stack, group, stage, codes[stage]) + d);
-    store(to + d, sum);
-  });
+FASTVQ_INLINE void add_codes(const CodeStack& stack, int64_t group, Chosen row, Chosen next, T* to) {
+  typedef Vectors<T> V;
+  constexpr int TOGETHER = 8;
+  int64_t d = 0;
+  for (; d + TOGETHER * V::WHOLE <= stack.dim; d += TOGETHER * V::WHOLE)
+    add_part<typename V::Whole, TOGETHER>(stack, group, row, next, d, to);
+  for (; d + V::WHOLE <= stack.dim; d += V::WHOLE) add_part<typename V::Whole, 1>(stack, group, row, next, d, to);
+  for (; d + V::PART <= stack.dim; d += V::PART) add_part<typename V::Part, 1>(stack, group, row, next, d, to);
+  for (; d < stack.dim; ++d) add_part<T, 1>(stack, group, row, next, d, to);
 }
 
 template <class Source, class T>
 void finish_as(const ResidualNearest& call, int64_t group, int count, const ResidualBlock& block) {
   const int64_t dim = call.x.dim;
+  const auto place = [&](int r) { return block.numbers[r] * call.x.groups + group; };
+  const auto chosen = [&](int r) {
+    if (r == count) return Chosen{nullptr, 0};
+    const int64_t* codes = call.indices + place(r) * call.codebooks.stages;
+    return Chosen{codes, codes[block.depths[r] - 1] < 0 ? 0 : block.depths[r]};
+  };
+  Chosen row = chosen(0);
   for (int r = 0; r < count; ++r) {
-    const int64_t row = block.numbers[r] * call.x.groups + group;
-    const int64_t* codes = call.indices + row * call.codebooks.stages;
-    Source* to = static_cast<Source*>(call.quantized) + row * dim;
-    if (codes[block.depths[r] - 1] < 0) {
+    const Chosen next = chosen(r + 1);
+    Source* to = static_cast<Source*>(call.quantized) + place(r) * dim;
+    if (row.depth == 0) {
       fill(to, dim, NAN);
     } else if constexpr (sizeof(Source) == sizeof(T)) {
-      add_codes<T>(call.codebooks, group, codes, block.depths[r], to);
+      add_codes<T>(call.codebooks, group, row, next, to);
     } else {
       T* sum = static_cast<T*>(block.sum);
-      add_codes<T>(call.codebooks, group, codes, block.depths[r], sum);
+      add_codes<T>(call.codebooks, group, row, next, sum);
       for (int64_t d = 0; d < dim; ++d) narrow(sum[d], to + d);
     }
+    row = next;
   }
 }
 
-int begin(const ResidualNearest& call, int64_t group, int64_t first, int64_t last, const ResidualBlock& block) {
+int begin(const ResidualNearest& call, int64_t group, int64_t first, int64_t last, ResidualBlock& block) {
   int count = 0;
   with_types(call.x.dtype, [&](auto source, auto code) {
     count = begin_as<decltype(source), decltype(code)>(call, group, first, last, block);
@@ -174,9 +220,10 @@ int begin(const ResidualNearest& call, int64_t group, int64_t first, int64_t las
   return count;
 }
 
-void advance(const ResidualNearest& call, int64_t group, int64_t stage, int count, const ResidualBlock& block) {
-  if (call.codebooks.is_double) advance_as<double>(call, group, stage, count, block);
-  else advance_as<float>(call, group, stage, count, block);
+void advance(const ResidualNearest& call, int64_t group, int64_t stage, int64_t first, int64_t last,
+             const ResidualBlock& block) {
+  const auto run = call.codebooks.is_double ? advance_as<double> : advance_as<float>;
+  run(call, group, stage, first, last, block);
 }
 
 void finish(const ResidualNearest& call, int64_t group, int count, const ResidualBlock& block) {

@@ -3,7 +3,7 @@
 //   r_1 = x;  c_q = the oracle's code for r_q;  r_{q+1} = r_q - c_q;  quantized = ((0 + c_1) + c_2) + ...
 //
 // with r, c and quantized in float32, or float64 for float64 rows. A block of rows goes through all stages while its
-// residuals stay in the second-level cache; nothing is written but results.
+// residuals stay in a cache; nothing is written but results.
 #pragma once
 
 #include "common.h"
@@ -29,14 +29,15 @@ struct ResidualNearest {
   void* quantized;   // (R1, R2, G, D), of the rows' dtype
 };
 
-// The rows of one block that take at least one stage, those that take most first: a prefix of them is left at every
-// stage.
+// Rows of one task that take at least one stage, those that take most first: a prefix of them is left at every stage.
 struct ResidualBlock {
   int64_t* numbers;
   int64_t* offsets;  // of x, in elements
   int32_t* depths;   // how many stages each takes
   int64_t* order;    // (block, 3), to sort in
   void* residuals;   // (block, D), of the codebooks' dtype
+  const void* rows;  // what the stage in hand searches, row_stride elements apart: rows as given, or residuals
+  int64_t row_stride;
   int64_t* codes;    // (block), what the stage in hand found
   void* errors;      // (block)
   void* sum;         // (D)
@@ -44,10 +45,12 @@ struct ResidualBlock {
 
 // For codes that lie whole, one after the other: strides of D and 1 in the last two axes.
 struct ResidualKernels {
-  // Lists and loads the rows [first, last) of a group; writes the results of those that take no stage.
-  int (*begin)(const ResidualNearest&, int64_t group, int64_t first, int64_t last, const ResidualBlock&);
-  // Writes what a stage found for the first `count` rows of the block, and leaves the next stage's residuals.
-  void (*advance)(const ResidualNearest&, int64_t group, int64_t stage, int count, const ResidualBlock&);
+  // Lists the rows [first, last) of a group, and loads them where the given memory does not serve; writes the results
+  // of those that take no stage.
+  int (*begin)(const ResidualNearest&, int64_t group, int64_t first, int64_t last, ResidualBlock&);
+  // Writes what a stage found for the rows [first, last) of the block, and stores the next stage's residuals.
+  void (*advance)(const ResidualNearest&, int64_t group, int64_t stage, int64_t first, int64_t last,
+                  const ResidualBlock&);
   // Adds up the codes of the block's rows.
   void (*finish)(const ResidualNearest&, int64_t group, int count, const ResidualBlock&);
 };

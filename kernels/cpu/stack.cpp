@@ -10,6 +10,8 @@
 namespace fastvq::cpu {
 namespace {
 
+constexpr int64_t GROUPS_TOGETHER = 8;
+
 template <class T>
 void copy_codes(const CodeStack& from, int64_t stages, T* to) {
   const T* data = static_cast<const T*>(from.data);
@@ -106,6 +108,21 @@ int64_t lay_out(ResidualBlock& block, char* base, const ResidualNearest& call, i
   return arena.used();
 }
 
+// How many parts the rows are cut into. Codes are read anywhere, residuals in order: where the codes of all stages do
+// not stay in the second-level cache, more rows go through a stage before the next stage's codes come in. Few parts
+// are equal shares of the threads.
+int64_t part_count(const ResidualNearest& call, int64_t step, int workers) {
+  constexpr int64_t CODE_BYTES = 512 * 1024, ROW_BYTES = 1024 * 1024;
+  const CodeStack& stack = call.codebooks;
+  const int64_t row_bytes = stack.dim * (stack.is_double ? 8 : 4);
+  const int64_t code_bytes = row_bytes * stack.codes * (stack.stage_stride == 0 ? 1 : stack.stages);
+  int64_t most = code_bytes > CODE_BYTES ? ROW_BYTES / row_bytes : step;
+  if (most < step) most = step;
+  const int64_t parts = ceil_div(call.x.rows(), most), groups = call.x.groups;
+  if (parts * groups >= int64_t{8} * workers) return parts;
+  return ceil_div(round_up(parts * groups, workers), groups);
+}
+
 }  // namespace
 
 void residual_nearest(ResidualNearest& call) {
@@ -119,25 +136,38 @@ void residual_nearest(ResidualNearest& call) {
   const PreparedStages searches(call, workers);
   const ResidualKernels& isa = *kernels().residual;
 
-  const int64_t block = searches.block_rows(workers), parts = ceil_div(rows, block);
-  const int64_t search_bytes = searches.scratch_bytes(block);
+  const int64_t step = searches.block_rows(workers), parts = part_count(call, step, workers);
+  const int64_t block = ceil_div(rows, parts), value = stack.is_double ? 8 : 4;
+  const int64_t search_bytes = searches.scratch_bytes(step);
   ResidualBlock measured;
   const int64_t bytes = search_bytes + lay_out(measured, nullptr, call, block);
   const Memory scratch(workers * bytes);
-  run_tasks(parts * groups, workers, [&](int64_t task, int worker) {
-    const int64_t group = task % groups, first = task / groups * block;
+  // Results of neighbouring groups share cache lines: one worker takes several.
+  const int64_t together = parts * ceil_div(groups, GROUPS_TOGETHER) >= int64_t{4} * workers ? GROUPS_TOGETHER : 1;
+  const int64_t bundles = ceil_div(groups, together);
+  run_tasks(parts * bundles, workers, [&](int64_t task, int worker) {
     char* search_scratch = scratch.start() + worker * bytes;
     ResidualBlock own;
     lay_out(own, search_scratch + search_bytes, call, block);
-    const int count = isa.begin(call, group, first, first + block < rows ? first + block : rows, own);
-    int left = count;
-    for (int64_t stage = 0; stage < stack.stages; ++stage) {
-      while (left > 0 && own.depths[left - 1] <= stage) --left;
-      if (left == 0) break;
-      searches[stage].search(own.residuals, dim, left, group, block, search_scratch, own.codes, own.errors);
-      isa.advance(call, group, stage, left, own);
+    const int64_t first = task / bundles * block, last = first + block < rows ? first + block : rows;
+    const int64_t first_group = task % bundles * together;
+    for (int64_t group = first_group; group < groups && group < first_group + together && first < last; ++group) {
+      const int count = isa.begin(call, group, first, last, own);
+      int64_t left = count;
+      for (int64_t stage = 0; stage < stack.stages; ++stage) {
+        while (left > 0 && own.depths[left - 1] <= stage) --left;
+        for (int64_t r = 0; r < left; r += step) {
+          const int64_t end = r + step < left ? r + step : left;
+          const char* from = static_cast<const char*>(own.rows) + r * own.row_stride * value;
+          searches[stage].search(from, own.row_stride, end - r, group, step, search_scratch, own.codes + r,
+                                 static_cast<char*>(own.errors) + r * value);
+          isa.advance(call, group, stage, r, end, own);
+        }
+        own.rows = own.residuals;
+        own.row_stride = dim;
+      }
+      isa.finish(call, group, count, own);
     }
-    isa.finish(call, group, count, own);
   });
 }
 

@@ -95,6 +95,12 @@ def test_every_number_of_rows(cpu, rows, dim):
     check(cpu, x.transpose(1, 2), codebooks[:, :, :1])
 
 
+def test_more_codes_and_rows_than_a_cache_holds(cpu):
+    x, codebooks = make(600, 2, 140, 512, groups=1)
+    check(cpu, x, codebooks)
+    check(cpu, x.view(1, 20, 30, 512)[:, :, 3:], codebooks, stages=torch.arange(20 * 27).view(20, 27) % 3)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_any_strides_are_read_in_place(cpu, dtype):
     torch.manual_seed(0)
