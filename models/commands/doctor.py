@@ -66,7 +66,7 @@ def _version(package: str) -> str:
 
 def compiler() -> str:
     """The C++ compiler that would be used: $CXX, or the first usual one on the path."""
-    named = os.environ.get("CXX")
+    named = os.environ.get("CXX", "").strip()
     if named:
         return f"{named} (from CXX)" if shutil.which(named.split()[0]) else f"{named} (from CXX) cannot be found"
     for name in ("c++", "g++", "clang++"):

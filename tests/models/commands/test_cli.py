@@ -13,6 +13,7 @@ import torch
 
 from fastvq import __version__
 from fastvq.models import cli
+from fastvq.models.commands.doctor import compiler
 from fastvq.models.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -205,6 +206,14 @@ def test_doctor_tells_the_implementation_of_every_op(fastvq: Callable[..., Any])
     assert outcome.code == 0
     for word in ("nearest", "segment_sum", "ema_update_", "lookup", torch.__version__, __version__, "C++ compiler"):
         assert word in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("named", "found"), [(" ", "g++|clang++|none found"), ("nowhere/c++ -O3", "cannot be found")]
+)
+def test_doctor_takes_any_name_of_a_compiler(monkeypatch: pytest.MonkeyPatch, named: str, found: str) -> None:
+    monkeypatch.setenv("CXX", named)
+    assert any(word in compiler() for word in ("c++", *found.split("|")))
 
 
 def test_doctor_refuses_a_device_that_is_not_there(fastvq: Callable[..., Any]) -> None:
