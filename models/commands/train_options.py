@@ -44,7 +44,8 @@ class Train:
     in hand, with a checkpoint; the same command with --resume goes on from there, to the same weights as an
     uninterrupted run.
 
-    A model for an hour of two CPU cores: --width 512 --batch-size 32 --steps 5500 --precision bf16
+    A model for an hour of two CPU cores: --width 512 --batch-size 32 --steps 6500 --precision bf16 --mirror
+    --speeds 0.8 0.9 1 1.1 1.25 --short-clips pad
     """
 
     kind: Annotated[tyro.conf.Positional[Literal["motion-vqvae"]], tyro.conf.arg(metavar="motion-vqvae")]
