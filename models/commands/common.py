@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,7 +65,9 @@ def check_new_folder(path: Path, *, overwrite: bool) -> None:
     """Raises a UserError unless files can be put there without mixing with others."""
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file: give a folder")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
+    # What a killed process left half-written is hidden, so that the folder looks empty.
+    held = path.is_dir() and any(not re.fullmatch(r"\..*\.partial", entry.name) for entry in path.iterdir())
+    if held and not overwrite:
         raise UserError(f"the folder {path} is not empty: choose another one, or add --overwrite")
 
 

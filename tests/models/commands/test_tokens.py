@@ -275,6 +275,15 @@ def test_a_full_disk_leaves_no_part_of_what_was_decoded(
     assert not out.exists()
 
 
+def test_what_a_killed_process_left_does_not_fill_a_folder(
+    fastvq: Callable[..., Any], run_folder: Path, tokens: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "decoded" / ".files.abc.partial").mkdir(parents=True)
+    command = ["decode", "--checkpoint", run_folder, "--tokens", tokens, "--out", tmp_path / "decoded"]
+    assert fastvq(*command).code == 0
+    assert "is not empty" in fastvq(*command).err
+
+
 def test_devices_are_not_replaced_by_files(fastvq: Callable[..., Any], run_folder: Path, motions: Path) -> None:
     outcome = fastvq("evaluate", "--checkpoint", run_folder, "--data", motions, "--json", os.devnull, "--overwrite")
     assert outcome.code == 2
