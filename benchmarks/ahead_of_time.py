@@ -105,7 +105,7 @@ def instructions_a_score(launch: Launch, compiled: Any) -> list[float]:
     """See :class:`Compiled`; of the kernels that search."""
     parameters = [parameter.name for parameter in launch.kernel.params]
     constants = {parameters[place]: value for (place,), value in launch.constants.items()}
-    if not disassembly.available() or not launch.kernel.__name__.startswith("nearest"):
+    if not disassembly.available() or not launch.kernel.__name__.startswith(("nearest", "residual")):
         return []
     scores = constants["BN"] * constants["BK"] / (launch.options.num_warps * launch.options.warp_size)
     loops = disassembly.matrix_loops(disassembly.disassemble(compiled.asm["cubin"]))
@@ -187,6 +187,25 @@ def segment_case(groups: int, dim: int, *, dtype: torch.dtype = torch.float32) -
     return lambda: kernels.segment_sum(x, torch.zeros(x.shape[:-1], dtype=torch.int64), 4)
 
 
+def residual_case(
+    groups: int, dim: int, *, dtype: torch.dtype = torch.float32, limited: bool = False
+) -> Callable[[], object]:
+    """A residual stack of 64 rows and 6 stages; with sizes, stages and a mask, or without any limit."""
+    x = torch.zeros(1, 64, groups, dim, dtype=dtype).permute(2, 0, 1, 3)
+    codebooks = torch.zeros(groups, 6, 512, dim)
+    sizes = [512] * 6 if limited else None
+    stages = torch.zeros(1, 64, dtype=torch.int64) if limited else None
+    mask = torch.ones(x.shape[:-1], dtype=torch.bool) if limited else None
+    return lambda: kernels.residual_nearest(x, codebooks, sizes, stages, mask)
+
+
+def residual_segment_case(groups: int, dim: int, *, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
+    """Sums of 64 rows at each of 6 stages."""
+    x = torch.zeros(1, 64, groups, dim, dtype=dtype).permute(2, 0, 1, 3)
+    indices = torch.zeros(groups, 1, 64, 6, dtype=torch.int64)
+    return lambda: kernels.residual_segment_sum(x, indices, torch.zeros(groups, 6, 4, dim))
+
+
 def ema_case(dim: int, *, dtype: torch.dtype = torch.float32, like_paper: bool = True) -> Callable[[], object]:
     """A codebook update; with Laplace smoothing and a relative threshold, or normalised without either."""
     codes, sizes = torch.ones(1, 8, dim, dtype=dtype), torch.ones(1, 8, dtype=dtype)
@@ -218,9 +237,18 @@ CASES: dict[str, Callable[[], object]] = {
     "nearest 8 map bf16": nearest_case(4, 8, layout="map", dtype=torch.bfloat16),
     "nearest 512 fp64": nearest_case(1, 512, dtype=torch.float64),
     "nearest 64 cosine fp64": nearest_case(1, 64, metric="cosine", dtype=torch.float64),
+    "residual 64 x 8": residual_case(64, 8),
+    "residual 32 bf16": residual_case(1, 32, dtype=torch.bfloat16, limited=True),
+    "residual 64": residual_case(1, 64),
+    "residual 128": residual_case(1, 128),
+    "residual 512": residual_case(1, 512),
+    "residual 100 bf16": residual_case(1, 100, dtype=torch.bfloat16, limited=True),
+    "residual 517 fp16": residual_case(1, 517, dtype=torch.float16, limited=True),
     "segment 64 x 8": segment_case(64, 8),
     "segment 512 bf16": segment_case(1, 512, dtype=torch.bfloat16),
     "segment 100 fp64": segment_case(1, 100, dtype=torch.float64),
+    "segment 6 stages 512": residual_segment_case(1, 512),
+    "segment 6 stages 100": residual_segment_case(4, 100, dtype=torch.bfloat16),
     "ema 64": ema_case(64),
     "ema 100 normalised": ema_case(100, like_paper=False),
     "ema 64 fp64": ema_case(64, dtype=torch.float64),

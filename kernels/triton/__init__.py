@@ -8,6 +8,7 @@ if triton_installed():
     from fastvq.kernels.triton.ema import ema_update_
     from fastvq.kernels.triton.lookup import lookup
     from fastvq.kernels.triton.nearest import nearest
-    from fastvq.kernels.triton.segment import segment_sum
+    from fastvq.kernels.triton.residual import residual_nearest
+    from fastvq.kernels.triton.segment import residual_segment_sum, segment_sum
 
-    __all__ += ["ema_update_", "lookup", "nearest", "segment_sum"]
+    __all__ += ["ema_update_", "lookup", "nearest", "residual_nearest", "residual_segment_sum", "segment_sum"]

@@ -223,7 +223,7 @@ def launch_split(codebook: Tensor, metric: str, codes_multiple: int, depth_multi
         enable_fp_fusion=True,
     )
 
-    config = _configs.SPLIT
+    config = _configs.split(depth_multiple)
     high = torch.empty((groups, codes_padded, dim_padded), dtype=torch.float16, device=device)
     low = torch.empty_like(high)
     bias = torch.empty((groups, codes_padded), dtype=torch.float32, device=device)

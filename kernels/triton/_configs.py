@@ -46,7 +46,7 @@ class Config(NamedTuple):
 UNIT_ROWS = Config(codes=64, num_warps=2)
 # A program reduces all K codes of 8 dimensions: 32-byte sectors, and as many programs as D / 8.
 CENTRE = Config(codes=256, depth=8, num_warps=8)
-# The depth is the search's; more than 16 codes spill at its 64.
+# The depth is the search's; more than 1024 entries a program spill.
 SPLIT = Config(codes=16, num_warps=4)
 # A lane is a row. Left alone, ptxas spills 40 bytes on sm_80 to get down to 40 registers; see ``register_limit``.
 RESOLVE = Config(rows=128, num_warps=4)
@@ -83,20 +83,23 @@ SEARCH = {
     ("gfx942", "scattered"): Config(rows=64, codes=64, depth=16, num_warps=4, stages=2),
 }
 
-# Residual stacks. A tile's scratch stays with its program, so there are as many programs as run at a time.
+# Residual stacks, by the length of a row. A scratch stays with its program, so there are as many programs as run at a
+# time; ``resident`` of them share a multiprocessor.
+# short      D <= depth (16, 32 or 64): a row's float16 pieces are loaded once for all codes of a stage.
+# wide       the same up to 128, where splitting whole rows of that length does not spill.
+# long       the pieces lie in the scratch: stages x (rows + codes) x depth x 4 bytes of shared memory. As many
+#            columns at a time as do not spill; sm_100 holds a tile of scores more than sm_90, so half the codes.
 RESIDUAL = {
     ("sm_80", "short"): Config(rows=128, codes=64, depth=64, num_warps=8, stages=3),
-    ("sm_80", "wide"): Config(rows=64, codes=64, depth=128, num_warps=4, stages=2),
-    ("sm_80", "long"): Config(rows=128, codes=64, depth=32, num_warps=8, stages=3),
+    ("sm_80", "long"): Config(rows=128, codes=64, depth=16, num_warps=8, stages=4),
     ("sm_90", "short"): Config(rows=128, codes=128, depth=64, num_warps=4, stages=2, resident=2),
     ("sm_90", "wide"): Config(rows=128, codes=128, depth=128, num_warps=8, stages=2),
-    ("sm_90", "long"): Config(rows=128, codes=128, depth=64, num_warps=8, stages=3),
-    ("sm_100", "short"): Config(rows=128, codes=64, depth=64, num_warps=8, stages=3, resident=2),
-    ("sm_100", "wide"): Config(rows=128, codes=128, depth=128, num_warps=8, stages=2),
-    ("sm_100", "long"): Config(rows=128, codes=128, depth=64, num_warps=8, stages=3),
+    ("sm_90", "long"): Config(rows=128, codes=128, depth=32, num_warps=8, stages=4),
+    ("sm_100", "short"): Config(rows=128, codes=64, depth=32, num_warps=8, stages=3),
+    ("sm_100", "long"): Config(rows=128, codes=64, depth=32, num_warps=8, stages=3),
     ("gfx942", "short"): Config(rows=128, codes=64, depth=64, num_warps=8, stages=2),
     ("gfx942", "wide"): Config(rows=64, codes=64, depth=128, num_warps=4, stages=1),
-    ("gfx942", "long"): Config(rows=128, codes=128, depth=32, num_warps=8, stages=2),
+    ("gfx942", "long"): Config(rows=128, codes=64, depth=64, num_warps=8, stages=2),
 }
 # Rows of a tile that need every code are few: 4 at a time.
 RESIDUAL_SCAN = Config(rows=4, codes=256)
@@ -143,9 +146,11 @@ def overridden(key: str, fields: dict[str, int]) -> Iterator[None]:
 
 def residual(device: torch.device, dim: int) -> Config:
     """A residual stack's tiles for rows of ``dim`` entries: in one piece where ``dim`` is at most the depth."""
-    if dim <= 64:
-        return RESIDUAL[family(device), "short"]._replace(depth=16 if dim <= 16 else 32 if dim <= 32 else 64)
-    return RESIDUAL[family(device), "wide" if dim <= 128 else "long"]
+    config = RESIDUAL[family(device), "short"]
+    if dim <= config.depth:
+        return config._replace(depth=16 if dim <= 16 else 32 if dim <= 32 else 64)
+    long = RESIDUAL[family(device), "long"]
+    return RESIDUAL.get((family(device), "wide"), long) if dim <= 128 else long
 
 
 def processors(device: torch.device) -> int:
@@ -156,6 +161,11 @@ def processors(device: torch.device) -> int:
 def register_limit(device: torch.device) -> dict[str, int]:
     """A limit that keeps ptxas from spilling for occupancy; AMD's compiler neither does that nor knows the option."""
     return {} if family(device) == "gfx942" else {"maxnreg": 128}
+
+
+def split(depth: int) -> Config:
+    """The codebook's split in pieces of ``depth`` entries."""
+    return SPLIT._replace(codes=min(SPLIT.codes, 1024 // depth))
 
 
 def segment(dim: int) -> Config:

@@ -17,9 +17,16 @@ ROOT = Path(__file__).resolve().parents[3]
 MATRIX = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma", "gfx942": "v_mfma_f32"}
 KERNELS = {
     *("unit_rows_kernel", "centre_kernel", "split_kernel", "nearest_kernel", "resolve_kernel", "scan_kernel"),
-    *("piece_sum_kernel", "code_sum_kernel", "ema_sizes_kernel", "ema_codes_kernel", "lookup_kernel"),
+    *(
+        "residual_kernel",
+        "piece_sum_kernel",
+        "code_sum_kernel",
+        "ema_sizes_kernel",
+        "ema_codes_kernel",
+        "lookup_kernel",
+    ),
 }
-ORACLE = ("unit_rows_kernel", "resolve_kernel", "scan_kernel")
+ORACLE = ("unit_rows_kernel", "resolve_kernel", "scan_kernel", "residual_kernel")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +69,7 @@ def test_shared_memory_suffices(rows):
 
 def test_the_search_runs_on_matrix_units(rows):
     for row in rows:
-        if row["kernel"] == "nearest_kernel":
+        if row["kernel"] in ("nearest_kernel", "residual_kernel"):
             assert MATRIX[row["target"]] in row["assembly"], row["case"]
 
 
@@ -88,7 +95,7 @@ from fastvq.benchmarks.ahead_of_time import recorded
 from fastvq.kernels import triton as kernels
 
 def kinds(N, K, D):
-    x = torch.zeros(1, 1, N, D)
+    x, wide = torch.zeros(1, 1, N, D), torch.zeros(1, 1, N, 2 * D)
     codes, sizes = torch.zeros(1, K, D), torch.zeros(1, K)
     with recorded("sm_90") as launches:
         indices, _ = kernels.nearest(x, codes, None)
@@ -96,10 +103,13 @@ def kinds(N, K, D):
         kernels.segment_sum(x, torch.zeros_like(indices), K)
         kernels.ema_update_(codes, codes, sizes, codes, sizes, 0.9, 1e-5, "none", False, 0.1, True)
         kernels.lookup(indices.zero_().unsqueeze(-1), codes.unsqueeze(1))
+        stacks = torch.zeros(1, 2 + N % 2, K, 2 * D)
+        chosen, _, _ = kernels.residual_nearest(wide, stacks, None, None, None)
+        kernels.residual_segment_sum(wide, chosen.zero_(), stacks)
     return [repr((launch.kernel.__name__, *launch[1:])) for launch in launches]
 
 first = kinds(64, 512, 128)
-assert len(first) == 11, first
+assert len(first) == 16, first
 for N, K in ((1, 1), (16, 16), (63, 17), (4097, 513)):
     assert kinds(N, K, 128) == first, (N, K)
 assert kinds(64, 512, 256) == first
