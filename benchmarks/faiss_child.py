@@ -22,7 +22,7 @@ def searcher(
         residual.max_beam_size = 1
         faiss.copy_array_to_vector(codebooks.ravel(), residual.codebooks)
         residual.is_trained = True
-        residual.compute_codebook_tables()
+        getattr(residual, "compute_codebook_tables")()  # noqa: B009  its stubs do not know it
         return lambda: residual.compute_codes(x), lambda found: unpack(found, bits, stages).reshape(1, -1, stages)
     if groups > 1:
         product = faiss.ProductQuantizer(groups * dim, groups, bits)

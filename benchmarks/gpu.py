@@ -139,7 +139,7 @@ def update_rows(shapes: Sequence[Shape], device: str, measure: Measure, copy_rat
         sums, counts = F.segment_sum(x, indices, shape.K)
         state = (codes.clone(), codes.clone(), torch.ones_like(counts))
         entries = codes.numel()
-        work = {
+        work: dict[str, tuple[Callable[[], object], int]] = {
             "segment_sum": (
                 partial(F.segment_sum, x, indices, shape.K),
                 4 * x.numel() + 8 * indices.numel() + 4 * entries,

@@ -10,6 +10,7 @@ import functools
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +105,7 @@ def vqp_module(shape: Shape, codebooks: Tensor, *, grouped: bool = False) -> nn.
         module = peer.VectorQuantize(dim, shape.K, codebook_dim=shape.D, **heads, **common)
         stages, parts = [module], [codebooks[:, 0]]
     for stage, part in zip(stages, parts, strict=True):
-        state = stage._codebook
+        state: Any = stage._codebook
         state.embed.copy_(part)
         state.embed_avg.copy_(part)
         state.initted.fill_(True)

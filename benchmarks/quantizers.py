@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +90,7 @@ def contenders(shape: Shape, codebooks: Tensor, *, compiled: bool) -> dict[str, 
     modules["torch textbook"] = TextbookVQ(codebooks)
     modules["torch baddbmm"] = TextbookVQ(codebooks, peers.folded)
     if compiled:
-        modules["torch compile"] = torch.compile(TextbookVQ(codebooks), dynamic=False)
+        modules["torch compile"] = cast(nn.Module, torch.compile(TextbookVQ(codebooks), dynamic=False))
     if peers.installed(peers.VQP) and (shape.G == 1 or shape.Q == 1):
         modules[peers.VQP] = peers.vqp_module(shape, codebooks, grouped=shape.G > 1)
     return {name: module.train() for name, module in modules.items()}

@@ -157,7 +157,8 @@ def _far_rows(x: Tensor, count: int, mask: Tensor | None, generator: torch.Gener
     if mask is not None:
         usable = usable & mask
     uniform = usable.double()
-    nearest, chosen = torch.full_like(uniform, float("inf")), []
+    nearest = torch.full_like(uniform, float("inf"))
+    chosen: list[Tensor] = []
     for _ in range(count):
         weight = nearest if chosen else uniform
         weight = torch.where(weight.sum(-1, keepdim=True) > 0, weight, uniform)

@@ -134,8 +134,9 @@ class ResidualCodebook(CodebookState):
         group, stage = book // stages, book % stages
         if self.shared:
             stage = torch.randint_like(book, self.num_quantizers)
-        row = x[(group, *position)].to(self.codebook.dtype)
-        chosen = indices[(group, *position)].clamp_min(0)
+        outer, inner = position
+        row = x[group, outer, inner].to(self.codebook.dtype)
+        chosen = indices[group, outer, inner].clamp_min(0)
         stack = self.stack()
         for before in range(self.num_quantizers - 1):
             code = stack[group, before, chosen[..., before]]

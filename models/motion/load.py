@@ -270,7 +270,8 @@ def _with_unique_names(root: Path, found: list[_Found]) -> list[_Found]:
 
     found = [
         _Found(
-            one.path, replace(one.clip, **{key: _utf8(getattr(one.clip, key)) for key in ("name", "text", "split")})
+            one.path,
+            replace(one.clip, name=_utf8(one.clip.name), text=_utf8(one.clip.text), split=_utf8(one.clip.split)),
         )
         for one in found
     ]

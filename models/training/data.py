@@ -66,12 +66,12 @@ def prepare_clips(clips: Sequence[Clip], *, fps: float = 30.0, notes: list[str] 
                 )
             )
     taken = Counter(clip.name for clip in prepared)
-    for index, clip in enumerate(prepared):
-        if taken[clip.name] > 1:  # a part beside a clip that is really called so
-            name = next(name for number in count(2) if (name := f"{clip.name}__{number}") not in taken)
-            taken[clip.name] -= 1
+    for index, part in enumerate(prepared):
+        if taken[part.name] > 1:  # a part beside a clip that is really called so
+            name = next(name for number in count(2) if (name := f"{part.name}__{number}") not in taken)
+            taken[part.name] -= 1
             taken[name] += 1
-            prepared[index] = replace(clip, name=name)
+            prepared[index] = replace(part, name=name)
     if notes is not None and cut:
         notes.append(f"{cut} of {len(clips)} clips were cut at {faults} jumps that no body makes")
     if notes is not None and short:
