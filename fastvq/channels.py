@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -47,7 +49,7 @@ class ChannelGroups(nn.Module):
         check.same_device(x=x, codebook=codebook, mask=mask)
         if self.check_finite:
             self._raise_unless_finite(x)
-        rows = (1, shape[0]) if len(shape) == 1 else (shape[0], shape[1:].numel())
+        rows = (1, shape[0]) if len(shape) == 1 else (shape[0], math.prod(shape[1:]))
         if mask is not None:
             mask = mask.expand(shape).reshape(rows)
         return x.reshape(*rows, self.groups, self.dim // self.groups).permute(2, 0, 1, 3), mask, shape
@@ -70,7 +72,7 @@ class ChannelGroups(nn.Module):
                 f"indices must be (*R, {', '.join(map(str, expected))}), got shape {tuple(indices.shape)}"
             )
         shape = indices.shape[: -len(expected)]
-        return indices.reshape(shape.numel(), *expected).transpose(0, 1).unsqueeze(1), shape
+        return indices.reshape(math.prod(shape), *expected).transpose(0, 1).unsqueeze(1), shape
 
     @staticmethod
     def _may_have_holes(indices: Tensor) -> bool:

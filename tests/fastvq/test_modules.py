@@ -278,6 +278,17 @@ def test_compiles_whole_in_training_and_exports(estimator):
     assert torch.equal(exported(x.detach()).indices, eager(x.detach()).indices)
 
 
+@pytest.mark.parametrize("kind", [GroupedVQ, GroupedResidualVQ])
+def test_exports_for_every_number_of_rows(kind):
+    stages = {"num_quantizers": 2} if kind is GroupedResidualVQ else {}
+    vq = kind(6, 4, groups=2, **stages).eval()
+    dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("time")}
+    example = torch.randn(3, 5, 6), torch.ones(3, 5, dtype=torch.bool)
+    exported = torch.export.export(vq, example, dynamic_shapes=(dims, dims)).module()
+    x, mask = torch.randn(4, 7, 6), torch.rand(4, 7) < 0.5
+    assert torch.equal(exported(x, mask).indices, vq(x, mask).indices)
+
+
 def test_compiles_whole_before_initialisation():
     vq = GroupedVQ(6, 4, groups=2).train()
     torch.compile(vq, fullgraph=True)(torch.randn(50, 6))
