@@ -1,0 +1,1 @@
+"""Other libraries' APIs on fastvq's kernels: one import line to change."""

@@ -1,0 +1,1 @@
+"""The names, keywords, returns and state-dict keys of vector-quantize-pytorch (Wang, MIT), on fastvq's kernels."""
