@@ -8,94 +8,108 @@
 
 namespace fastvq::cpu::FASTVQ_ISA {
 
-constexpr int64_t DIRECT_ROWS = 48;  // of one group; beyond, packed codes are worth their preparation
-constexpr int AT_ONCE = 4;           // rows that share the loads of a code
+constexpr int AT_ONCE = 4;  // rows that share the loads of a code
+
+// Rows of one group beyond which packed codes are worth their preparation: fewer where rows are short, since adding up
+// the lanes of a sum is then a larger part of the work.
+FASTVQ_INLINE int64_t direct_rows(int64_t dim) { return dim < 128 ? 16 + dim / 4 : 48; }
 
 struct DirectScratch {
   BlockRows rows;
-  float* costs;     // (K, AT_ONCE)
+  float* costs;     // (K, rounded up to whole vectors; AT_ONCE)
   int32_t* listed;  // (AT_ONCE, LISTED)
   ScanQueue queue;
 
   int64_t lay_out(char* base, const Nearest& call, int64_t block) {
     Arena arena(base);
     rows.lay_out(arena, call.codebook.dim, block);
-    costs = arena.take<float>(call.codebook.codes * AT_ONCE);
+    costs = arena.take<float>((call.codebook.codes + LANES) * AT_ONCE);
     listed = arena.take<int32_t>(AT_ONCE * LISTED);
     queue.lay_out(arena, call.codebook.dim);
     return arena.used();
   }
 };
 
-// The cost of one code for each of AT_ONCE rows.
-FASTVQ_INLINE Quad costs_of(const float* const (&rows)[AT_ONCE], const float* code, int64_t dim) {
-  Floats sum[AT_ONCE] = {};
+// The costs of LANES pairs, ROWS rows for each of LANES / ROWS codes.
+template <int ROWS>
+FASTVQ_INLINE Floats costs_of(const float* const (&rows)[ROWS], const float* const (&codes)[LANES / ROWS],
+                              int64_t dim) {
+  Floats sums[LANES] = {};
+  const auto add = [&](int64_t d, auto read) {
+    Floats x[ROWS];
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; ++r) x[r] = read(rows[r] + d);
+#pragma GCC unroll 16
+    for (int c = 0; c < LANES / ROWS; ++c) {
+      const Floats code = read(codes[c] + d);
+#pragma GCC unroll 4
+      for (int r = 0; r < ROWS; ++r) {
+        const Floats difference = x[r] - code;
+        sums[c * ROWS + r] = multiply_add(difference, difference, sums[c * ROWS + r]);
+      }
+    }
+  };
   int64_t d = 0;
-  for (; d + LANES <= dim; d += LANES) {
-    const Floats c = load<Floats>(code + d);
-#pragma GCC unroll 4
-    for (int r = 0; r < AT_ONCE; ++r) {
-      const Floats difference = load<Floats>(rows[r] + d) - c;
-      sum[r] = multiply_add(difference, difference, sum[r]);
+  for (; d + LANES <= dim; d += LANES) add(d, [](const float* from) { return load<Floats>(from); });
+  if (d < dim) add(d, [&](const float* from) { return load_part(from, dim - d); });
+  return sum_each(sums);
+}
+
+// Decides up to ROWS rows: those from `first` of the block on.
+template <int ROWS>
+static void search_rows_direct(const Nearest& call, int64_t group, int first, int count, DirectScratch& s) {
+  constexpr int CODES = LANES / ROWS;
+  const int64_t dim = call.x.dim, code_count = call.codebook.codes;
+  const float* code_rows = call.float_codes(group);
+  const Excess excess(dim, call.exact);
+  const float* rows[ROWS];
+  for (int r = 0; r < ROWS; ++r) rows[r] = s.rows.at[first + (r < count ? r : count - 1)];
+  Floats best = splat(HUGE_VALF);
+  for (int64_t k = 0; k < code_count; k += CODES) {
+    const float* codes[CODES];
+    for (int c = 0; c < CODES; ++c) codes[c] = code_rows + (k + c < code_count ? k + c : code_count - 1) * dim;
+    const Floats cost = costs_of<ROWS>(rows, codes, dim);
+    store(s.costs + k * ROWS, cost);
+    best = minimum(cost, best);
+  }
+  float least[LANES], limits[LANES];
+  store(least, best);
+  for (int i = ROWS; i < LANES; ++i) least[i % ROWS] = least[i] < least[i % ROWS] ? least[i] : least[i % ROWS];
+  for (int i = 0; i < LANES; ++i) limits[i] = least[i % ROWS] * excess.factor + excess.offset;
+  const Floats limit = load<Floats>(limits);
+  int counts[ROWS] = {};
+  for (int64_t k = 0; k < code_count; k += CODES)
+    for (uint32_t near = bits(at_least(limit, load<Floats>(s.costs + k * ROWS))); near; near &= near - 1) {
+      const int lane = __builtin_ctz(near), r = lane % ROWS;
+      const int64_t code = k + lane / ROWS;
+      if (code >= code_count) break;
+      if (counts[r] < LISTED) s.listed[r * LISTED + counts[r]] = static_cast<int32_t>(code);
+      ++counts[r];
+    }
+  for (int r = 0; r < count; ++r) {
+    const int64_t number = s.rows.numbers[first + r];
+    const int32_t* list = s.listed + r * LISTED;
+    if (!(limits[r] < HUGE_VALF)) {
+      scan_or_drop(call, group, number, rows[r], s.queue);
+    } else if (counts[r] > LISTED && call.exact) {
+      queue_scan(call, group, number, rows[r], s.queue);
+    } else {
+      const bool close = counts[r] > 1 && call.exact;
+      const int64_t code = close ? best_candidate(rows[r], code_rows, dim, true, list, counts[r]).code : list[0];
+      write_code(call, group, number, rows[r], code, 0);
     }
   }
-  Quad parts[AT_ONCE];
-#pragma GCC unroll 4
-  for (int r = 0; r < AT_ONCE; ++r) {
-    float lanes[LANES];
-    store(lanes, sum[r]);
-    parts[r] = load<Quad>(lanes);
-    for (int lane = 4; lane < LANES; lane += 4) parts[r] += load<Quad>(lanes + lane);
-    for (int64_t rest = d; rest < dim; rest += 4) {
-      const Quad difference = load_quad(rows[r], rest, dim) - load_quad(code, rest, dim);
-      parts[r] += difference * difference;
-    }
-  }
-  transpose_four(parts);
-  return (parts[0] + parts[1]) + (parts[2] + parts[3]);
 }
 
 static void search_direct(const Nearest& call, int64_t group, int64_t first, int64_t last, int64_t block,
                           char* scratch) {
   DirectScratch s;
   s.lay_out(scratch, call, block);
-  const int64_t dim = call.x.dim, codes = call.codebook.codes;
-  const float* code_rows = call.float_codes(group);
-  const Excess excess(dim, call.exact);
   const int count = s.rows.collect(call, group, first, last);
-  for (int r0 = 0; r0 < count; r0 += AT_ONCE) {
-    const float* rows[AT_ONCE];
-    for (int r = 0; r < AT_ONCE; ++r) rows[r] = s.rows.at[r0 + r < count ? r0 + r : count - 1];
-    Quad least = Quad{} + HUGE_VALF;
-    for (int64_t k = 0; k < codes; ++k) {
-      const Quad cost = costs_of(rows, code_rows + k * dim, dim);
-      store(s.costs + k * AT_ONCE, cost);
-      least = cost < least ? cost : least;
-    }
-    const Quad limit = least * excess.factor + excess.offset;
-    int counts[AT_ONCE] = {};
-    for (int64_t k = 0; k < codes; ++k) {
-      const auto near = load<Quad>(s.costs + k * AT_ONCE) <= limit;
-      if (!(near[0] | near[1] | near[2] | near[3])) continue;
-      for (int r = 0; r < AT_ONCE; ++r) {
-        if (!near[r]) continue;
-        if (counts[r] < LISTED) s.listed[r * LISTED + counts[r]] = static_cast<int32_t>(k);
-        ++counts[r];
-      }
-    }
-    for (int r = 0; r < AT_ONCE && r0 + r < count; ++r) {
-      const int64_t number = s.rows.numbers[r0 + r];
-      const int32_t* list = s.listed + r * LISTED;
-      if (!(limit[r] < HUGE_VALF)) {
-        scan_or_drop(call, group, number, rows[r], s.queue);
-      } else if (counts[r] > LISTED && call.exact) {
-        queue_scan(call, group, number, rows[r], s.queue);
-      } else {
-        const bool close = counts[r] > 1 && call.exact;
-        const int64_t code = close ? best_candidate(rows[r], code_rows, dim, true, list, counts[r]).code : list[0];
-        write_code(call, group, number, rows[r], code, 0);
-      }
-    }
+  for (int r = 0; r < count; r += AT_ONCE) {
+    const int left = count - r < AT_ONCE ? count - r : AT_ONCE;
+    const auto search = left == 1 ? search_rows_direct<1> : search_rows_direct<AT_ONCE>;
+    search(call, group, r, left, s);
   }
   scan_queued<float>(call, group, s.queue);
 }

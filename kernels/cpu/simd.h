@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "common.h"
 
@@ -138,6 +139,30 @@ FASTVQ_INLINE void transpose(Floats (&v)[LANES]) {
       v[i][j] = v[j][i];
       v[j][i] = swapped;
     }
+}
+#endif
+
+// The sum of every vector, in the lane of its number. Each step folds two vectors into one: lanes whose number has the
+// bit STEP become the second one's. (An integer_sequence is a type and leaves nothing to link.)
+#if defined(FASTVQ_SHUFFLES)
+template <int STEP, int... LANE>
+FASTVQ_INLINE Floats folded(Floats a, Floats b, std::integer_sequence<int, LANE...>) {
+  return __builtin_shufflevector(a, b, (LANE & STEP ? LANE + LANES : LANE)...) +
+         __builtin_shufflevector(a, b, (LANE & STEP ? LANE - STEP + LANES : LANE + STEP)...);
+}
+template <int STEP = LANES / 2>
+FASTVQ_INLINE Floats sum_each(Floats (&v)[LANES]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < STEP; ++i)
+    v[i] = folded<STEP>(v[i], v[i + STEP], std::make_integer_sequence<int, LANES>());
+  if constexpr (STEP > 1) return sum_each<STEP / 2>(v);
+  return v[0];
+}
+#else
+FASTVQ_INLINE Floats sum_each(Floats (&v)[LANES]) {
+  transpose(v);
+  for (int i = 1; i < LANES; ++i) v[0] += v[i];
+  return v[0];
 }
 #endif
 
