@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from . import functional as F
-from . import sampling
+from . import sampling, soft
 from . import validation as check
-from .rules import EMA, CodebookRules
+from .rules import CodebookRules
 from .state import CodebookState
 
 
@@ -59,7 +59,19 @@ class Codebook(CodebookState):
         Returns:
             indices and distances (G, *R); index -1 where masked or not finite.
         """
-        return F.nearest(self._cast(x), self.codebook, metric=self.metric, mask=mask, impl=self.impl)
+        return F.nearest(self._cast(x), self.codebook.detach(), metric=self.metric, mask=mask, impl=self.impl)
+
+    def place(self, x: Tensor) -> Tensor:
+        """Rows as the codes lie: on the unit sphere for cosine codebooks that are not learned."""
+        return nn.functional.normalize(x, dim=-1) if self.unit else x
+
+    def sample(
+        self, x: Tensor, mask: Tensor | None, temperature: float, *, relaxed: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Draws codes at random, see :func:`fastvq.soft.sample`. x (G, R1, R2, D), mask (R1, R2) or None."""
+        valid = None if mask is None else mask.expand(x.shape[:-1])
+        codebook = self.codebook if relaxed else self.codebook.detach()
+        return soft.sample(self._cast(x), codebook, self.metric, temperature, valid, relaxed=relaxed)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """(G, *R) indices -> (G, *R, D) codes in the state's dtype; -1 gives zeros."""
@@ -90,11 +102,10 @@ class Codebook(CodebookState):
             x: (G, R1, R2, D). indices: (G, R1, R2), -1 is left out.
         """
         rows = x.shape[1] * x.shape[2]
-        if not isinstance(self.rules.update, EMA) or rows == 0:
+        if not self.follows or rows == 0:
             return
         x = self._cast(x)
-        if self.metric == "cosine":
-            x = nn.functional.normalize(x.to(self.codebook.dtype), dim=-1)
+        x = self.place(x.to(self.codebook.dtype)) if self.unit else x
         sums, counts = F.segment_sum(x, indices, self.codebook_size, impl=self.impl)
         dead = self._move_(sums, counts)
         if self.rules.dead is None:

@@ -6,17 +6,25 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from . import functional as F
+from . import validation as check
 
 
 class Estimator(Protocol):
     """Gives ``quantized`` a gradient to ``x``."""
 
     def __call__(self, x: Tensor, quantized: Tensor) -> Tensor:
-        """x and quantized (..., D) -> a tensor that equals quantized and carries gradients to x."""
+        """x and quantized (..., D) -> a tensor that stands for quantized and carries gradients to x.
+
+        ``quantized`` carries gradients to the codes where they are learned; most estimators pass none on.
+        """
         ...
+
+
+def is_random(estimator: Estimator) -> bool:
+    """Whether an estimator is for training only, since its output is not the code itself but drawn around it."""
+    return getattr(estimator, "random", False)
 
 
 @dataclass(frozen=True)
@@ -77,96 +85,50 @@ class _Rotate(torch.autograd.Function):
         return torch.where(defined, turned, g).to(grad.dtype), None
 
 
-class _Commitment(torch.autograd.Function):
-    """The mean of squared distances that the search has already found; see :func:`commitment_loss`."""
+@dataclass(frozen=True)
+class DiVeQ:
+    """Gradients to rows and codes through the length of the error (Vali et al. 2025, arXiv 2509.26469).
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, quantized: Tensor, distances: Tensor, valid: Tensor | None) -> Tensor:
-        ctx.number = max(distances.numel(), 1) if valid is None else valid.sum()
-        if valid is not None:
-            distances = torch.where(valid, distances, 0)
-            ctx.number = ctx.number.clamp_min(1)
-        ctx.number = ctx.number * x.shape[-1]
-        ctx.save_for_backward(x, quantized, valid)
-        return distances.sum() / ctx.number
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None]:
-        x, quantized, valid = ctx.saved_tensors
-        difference = (x - quantized).mul_(2 * grads[0] / ctx.number)
-        if valid is not None:
-            difference = torch.where(valid.unsqueeze(-1), difference, 0)
-        return difference.to(x.dtype), None, None, None
-
-
-def commitment_loss(x: Tensor, quantized: Tensor, distances: Tensor, valid: Tensor | None = None) -> Tensor:
-    """mean((x - sg(q))^2) over valid rows, from the distances of the search, so that no difference is formed twice.
+    In training the output is x + |q - x| sg(u), u the unit vector of q - x plus normal noise: as far from x as the
+    code is, nearly in its direction. It needs no other loss; use it with ``Learned(weight=0)`` and a dead-code rule.
 
     Args:
-        x: (..., D), gets the gradient. quantized: (..., D), gets none.
-        distances: (...), squared Euclidean distances of x and quantized.
-        valid: (...), bool; other rows count for nothing. None where all count.
-
-    Returns:
-        A scalar, float32 (float64 for float64).
+        variance: of the noise on each coordinate.
     """
-    loss: Tensor = _Commitment.apply(x, quantized, distances, valid)
-    return loss
+
+    variance: float = 5e-3
+    random = True
+
+    def __post_init__(self) -> None:
+        check.not_negative("variance", self.variance)
+
+    def __call__(self, x: Tensor, quantized: Tensor) -> Tensor:
+        error = quantized - x
+        tiny = torch.finfo(error.dtype).tiny
+        # Not error.norm(): its gradient at 0 is not defined.
+        length = error.square().sum(-1, keepdim=True).clamp_min(tiny).sqrt()
+        noisy = error.detach() + self.variance**0.5 * torch.randn_like(error)
+        return x + nn.functional.normalize(noisy, dim=-1) * length
 
 
-class _ResidualCommitment(torch.autograd.Function):
-    """The mean of the errors that the search has already found; see :func:`residual_commitment_loss`."""
+@dataclass(frozen=True)
+class GumbelSoftmax:
+    """Codes are drawn at random in training, and gradients pass through the relaxed draw (Jang et al. 2017).
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, errors: Tensor, left: Tensor | None, valid: Tensor | None) -> Tensor:
-        ctx.number = max(errors.numel(), 1) if valid is None else valid.sum().clamp_min(1)
-        if valid is not None:
-            errors = torch.where(valid, errors, 0)
-        ctx.number = ctx.number * x.shape[-1]
-        ctx.dtype = x.dtype
-        ctx.save_for_backward(left)
-        return errors.sum() / ctx.number
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None]:
-        (left,) = ctx.saved_tensors
-        return (left * (2 * grads[0] / ctx.number)).to(ctx.dtype), None, None, None
-
-
-def residual_commitment_loss(
-    x: Tensor, indices: Tensor, quantized: Tensor, errors: Tensor, codebooks: Tensor, *, impl: str = "auto"
-) -> Tensor:
-    """mean over stages of mean((r_q - sg(c_q))^2), r_q = x - sg(c_1 + ... + c_{q-1}), from the errors of the search.
-
-    The gradient of x is 2 sum_q r_{q+1} over the number of entries. Of a row that takes s stages, and with C the sum
-    of its codes, sum_q r_{q+1} = s x - sum_j (s - j + 1) c_j = s x - sum_j (Q - j + 1) c_j + (Q - s) C, which is one
-    look-up in codebooks scaled by Q - j + 1: no residual is formed again.
+    A code is drawn with probability softmax(score / temperature), the score being minus the squared distance, the
+    cosine or the dot product; the gradient is that of the softmax's mean code. Outside training the nearest code is
+    taken.
 
     Args:
-        x: (G, R1, R2, D), gets the gradient.
-        indices: (G, R1, R2, Q). quantized: (G, R1, R2, D). errors: (G, R1, R2, Q). All of the search.
-        codebooks: (G, Q, K, D). impl: of the look-up.
-
-    Returns:
-        A scalar, float32 (float64 for float64); stages that a row does not take, and rows that are not finite, count
-        for nothing.
+        temperature: of the softmax.
     """
-    stages = indices.shape[-1]
-    known = indices.device.type == "cpu" and not torch.compiler.is_compiling()
-    valid = None
-    if not known or bool((indices < 0).any()):
-        valid = (indices >= 0) & ~errors.isnan().any(-1, keepdim=True)
-    left = None
-    if x.requires_grad and torch.is_grad_enabled():
-        with torch.no_grad():
-            weights = torch.arange(stages, 0, -1, device=x.device, dtype=codebooks.dtype)
-            heavy = F.lookup(indices, codebooks * weights[:, None, None], impl=impl)
-            wide = x.to(codebooks.dtype)
-            if valid is None:
-                left = wide * stages - heavy
-            else:
-                taken = valid.sum(-1, keepdim=True)
-                left = wide * taken - heavy + (stages - taken) * quantized.to(codebooks.dtype)
-                left = torch.where(taken > 0, left, 0)
-    loss: Tensor = _ResidualCommitment.apply(x, errors, left, valid)
-    return loss
+
+    temperature: float = 1.0
+    random = True
+
+    def __post_init__(self) -> None:
+        check.above_zero("temperature", self.temperature)
+
+    def __call__(self, x: Tensor, quantized: Tensor) -> Tensor:
+        """x is the relaxed draw here."""
+        return StraightThrough()(x, quantized)

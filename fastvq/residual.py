@@ -9,10 +9,12 @@ from torch import Tensor
 
 from . import validation as check
 from .channels import ChannelGroups
-from .estimators import Estimator, StraightThrough, residual_commitment_loss
+from .dropout import QuantizeDropout
+from .estimators import Estimator, GumbelSoftmax, StraightThrough, is_random
 from .grouped import Quantized
+from .losses import codebook_loss, residual_commitment_loss
 from .residual_codebook import ResidualCodebook
-from .rules import CodebookRules
+from .rules import CodebookRules, Learned
 
 
 class GroupedResidualVQ(ChannelGroups):
@@ -21,12 +23,15 @@ class GroupedResidualVQ(ChannelGroups):
     Args:
         dim: channels of the input.
         codebook_size: K, or one size for each stage.
-        groups: G; divides dim.
+        groups: G; divides dim, unless ``codebook_dim`` is given.
         num_quantizers: Q, stages.
+        codebook_dim: dimension of the codes; where G of it do not add up to dim, a linear layer before and one after.
         shared: all stages of a group use one codebook.
+        dropout: :class:`fastvq.QuantizeDropout`, for training with fewer stages.
         beam: choices kept from stage to stage; above 1 it leaves less error and takes about that many times as long.
         rules: initialiser, update and dead-code rule; by default k-means, EMA 0.99, relative usage 0.1.
-        estimator: how gradients pass; :class:`fastvq.StraightThrough` or :class:`fastvq.RotationTrick`.
+        estimator: how gradients pass; :class:`fastvq.StraightThrough`, :class:`fastvq.RotationTrick` or
+            :class:`fastvq.DiVeQ`.
         commitment_weight: weight of the commitment loss.
         channel_dim: axis of the channels: -1 for (B, T, C), 1 for (B, C, T) or (B, C, H, W).
         check_finite: raise on a non-finite row, naming it; costs a sync, refused under torch.compile.
@@ -45,7 +50,9 @@ class GroupedResidualVQ(ChannelGroups):
         *,
         groups: int,
         num_quantizers: int,
+        codebook_dim: int | None = None,
         shared: bool = False,
+        dropout: QuantizeDropout | None = None,
         beam: int = 1,
         rules: CodebookRules | None = None,
         estimator: Estimator | None = None,
@@ -53,14 +60,18 @@ class GroupedResidualVQ(ChannelGroups):
         channel_dim: int = -1,
         check_finite: bool = False,
     ) -> None:
-        super().__init__(dim, groups, channel_dim=channel_dim, check_finite=check_finite)
-        self.num_quantizers = num_quantizers
+        super().__init__(
+            dim, groups=groups, codebook_dim=codebook_dim, channel_dim=channel_dim, check_finite=check_finite
+        )
+        if isinstance(estimator, GumbelSoftmax):
+            raise ValueError("estimator GumbelSoftmax draws one code a row: use it with VectorQuantize or GroupedVQ")
+        self.num_quantizers, self.dropout = num_quantizers, dropout
         self.estimator = StraightThrough() if estimator is None else estimator
         check.not_negative("commitment_weight", commitment_weight)
         self.commitment_weight = commitment_weight
         self.codebooks = ResidualCodebook(
             codebook_size,
-            dim // groups,
+            self.codebook_dim,
             num_quantizers=num_quantizers,
             groups=groups,
             shared=shared,
@@ -78,42 +89,87 @@ class GroupedResidualVQ(ChannelGroups):
         """K, of the largest stage."""
         return self.codebooks.codebook_size
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        num_quantizers: int | None = None,
+    ) -> Quantized:
         """Quantizes, and in training mode initialises and updates the codebooks.
 
         Args:
             x: dim channels on ``channel_dim``, any other axes R, at least one; e.g. (B, T, C).
             mask: (*R), bool, True where a row is valid.
+            lengths: (B,), int64: of the first axis after the batch only so many rows are valid. In place of mask.
+            num_quantizers: stages to take, in [1, Q], in place of what dropout draws; the others' indices are -1.
 
         Returns:
             quantized: as x; zeros where masked, NaN where x is not finite.
             indices: (*R, G, Q).
-            loss: commitment loss, weighted; mean over valid rows, stages and groups.
+            loss: commitment loss, weighted; mean over valid rows, stages and groups; with the codebook loss of
+                :class:`fastvq.Learned`.
 
         Raises:
             TypeError, ValueError: shapes or dtypes that do not fit; with check_finite, a row that is not finite.
         """
-        rows, mask, shape = self._rows(x, mask, self.codebooks.codebook)
+        rows, mask, shape = self._rows(x, mask, lengths, self.codebooks.codebook)
         if self.training:
             self.codebooks.initialise_(rows, mask)
-        indices, codes, errors = self.codebooks.search(rows.detach(), mask)
-        loss = self.commitment_weight * residual_commitment_loss(
-            rows, indices, codes, errors, self.codebook, impl=self.codebooks.impl
-        )
+        stages = self._stages(rows, num_quantizers)
+        indices, codes, errors = self.codebooks.search(rows.detach(), mask, stages)
+        loss = self._loss(rows, indices, codes, errors)
+        if self.codebooks.codebook.requires_grad and is_random(self.estimator) and self.training:
+            # The same sum of codes, but with gradients to them.
+            looked_up = self.codebooks.lookup(indices)
+            codes = torch.where(codes.isnan(), codes, looked_up)
         if self.training:
-            self.codebooks.update_(rows.detach(), indices)
-        quantized = self.estimator(rows, codes.to(rows.dtype))
-        if mask is not None:
-            quantized = torch.where(mask.unsqueeze(-1), quantized, 0)
-        return Quantized(self._restore(quantized, shape), self._index_shape(indices, shape), loss)
+            self.codebooks.update_(rows.detach(), indices, partial=stages is not None)
+        estimator = self.estimator if self.training or not is_random(self.estimator) else StraightThrough()
+        quantized = estimator(rows, codes.to(rows.dtype))
+        return Quantized(self._restore(quantized, shape, mask), self._index_shape(indices, shape), loss)
 
-    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x and mask as for forward -> indices (*R, G, Q)."""
-        rows, mask, shape = self._rows(x, mask, self.codebooks.codebook)
-        return self._index_shape(self.codebooks.search(rows.detach(), mask).indices, shape)
+    def _stages(self, rows: Tensor, num_quantizers: int | None) -> Tensor | None:
+        """How many stages rows take, broadcasts to (R1, R2), or None for all."""
+        if num_quantizers is not None:
+            check.positive("num_quantizers", num_quantizers)
+            if num_quantizers > self.num_quantizers:
+                raise ValueError(f"num_quantizers must be at most {self.num_quantizers}, got {num_quantizers}")
+            return torch.full((1, 1), num_quantizers, device=rows.device)
+        if not self.training or self.dropout is None:
+            return None
+        return self.dropout(rows.shape[1:3], self.num_quantizers, rows.device)
+
+    def _loss(self, rows: Tensor, indices: Tensor, codes: Tensor, errors: Tensor) -> Tensor:
+        impl = self.codebooks.impl
+        stack = self.codebooks.stack()
+        loss = self.commitment_weight * residual_commitment_loss(
+            rows, indices, codes, errors, stack.detach(), impl=impl
+        )
+        rule = self.codebooks.rules.update
+        if isinstance(rule, Learned) and rule.weight:
+            valid = (indices >= 0) & ~errors.isnan().any(-1, keepdim=True)
+            loss = loss + rule.weight * codebook_loss(stack, rows.detach(), indices, errors, valid, impl=impl)
+        return loss
+
+    def encode(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        num_quantizers: int | None = None,
+    ) -> Tensor:
+        """x, mask, lengths and num_quantizers as for forward -> indices (*R, G, Q)."""
+        rows, mask, shape = self._rows(x, mask, lengths, self.codebooks.codebook)
+        stages = None if num_quantizers is None else self._stages(rows, num_quantizers)
+        return self._index_shape(self.codebooks.search(rows.detach(), mask, stages).indices, shape)
 
     def decode(self, indices: Tensor) -> Tensor:
-        """indices (*R, G, Q) -> quantized, channels on ``channel_dim``, in the codebook's dtype; -1 adds nothing.
+        """indices (*R, G, Q) -> quantized, channels on ``channel_dim``; -1 adds nothing.
+
+        In the dtype of the codebook, or of ``project_out``'s weight where there is one.
 
         Raises:
             ValueError: the last axes are not G and Q. IndexError: an index outside [-1, K), on a CPU.
@@ -142,7 +198,9 @@ class ResidualVQ(GroupedResidualVQ):
         codebook_size: int | Sequence[int],
         *,
         num_quantizers: int,
+        codebook_dim: int | None = None,
         shared: bool = False,
+        dropout: QuantizeDropout | None = None,
         beam: int = 1,
         rules: CodebookRules | None = None,
         estimator: Estimator | None = None,
@@ -155,7 +213,9 @@ class ResidualVQ(GroupedResidualVQ):
             codebook_size,
             groups=1,
             num_quantizers=num_quantizers,
+            codebook_dim=codebook_dim,
             shared=shared,
+            dropout=dropout,
             beam=beam,
             rules=rules,
             estimator=estimator,
@@ -164,14 +224,28 @@ class ResidualVQ(GroupedResidualVQ):
             check_finite=check_finite,
         )
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        num_quantizers: int | None = None,
+    ) -> Quantized:
         """As :meth:`fastvq.GroupedResidualVQ.forward`, with indices (*R, Q)."""
-        quantized, indices, loss = super().forward(x, mask)
+        quantized, indices, loss = super().forward(x, mask, lengths=lengths, num_quantizers=num_quantizers)
         return Quantized(quantized, indices.squeeze(-2), loss)
 
-    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def encode(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        num_quantizers: int | None = None,
+    ) -> Tensor:
         """x -> indices (*R, Q)."""
-        return super().encode(x, mask).squeeze(-2)
+        return super().encode(x, mask, lengths=lengths, num_quantizers=num_quantizers).squeeze(-2)
 
     def decode(self, indices: Tensor) -> Tensor:
         """indices (*R, Q) -> quantized; -1 adds nothing."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import functional as F
 from . import sampling
 from . import validation as check
-from .rules import EMA, CodebookRules
+from .rules import CodebookRules
 from .state import CodebookState
 
 
@@ -68,10 +68,19 @@ class ResidualCodebook(CodebookState):
         """The codes of all stages, (G, Q, K, D); a view."""
         return self.codebook.expand(-1, self.num_quantizers, -1, -1)
 
-    def search(self, x: Tensor, mask: Tensor | None = None) -> F.ResidualNearest:
-        """x (G, *R, D), mask bool, broadcasts to (G, *R) -> indices (G, *R, Q), quantized, errors (G, *R, Q)."""
+    def search(self, x: Tensor, mask: Tensor | None = None, stages: Tensor | None = None) -> F.ResidualNearest:
+        """Rows (G, *R, D) -> indices (G, *R, Q), quantized (G, *R, D), errors (G, *R, Q).
+
+        mask is bool and broadcasts to (G, *R); stages, how many of them a row takes, is int64 and broadcasts to (*R).
+        """
         return F.residual_nearest(
-            self._cast(x), self.stack(), sizes=self.sizes, mask=mask, beam=self.beam, impl=self.impl
+            self._cast(x),
+            self.stack().detach(),
+            sizes=self.sizes,
+            stages=stages,
+            mask=mask,
+            beam=self.beam,
+            impl=self.impl,
         )
 
     def lookup(self, indices: Tensor) -> Tensor:
@@ -104,25 +113,32 @@ class ResidualCodebook(CodebookState):
         self._clear_padding_()
 
     @torch.no_grad()
-    def update_(self, x: Tensor, indices: Tensor) -> None:
+    def update_(self, x: Tensor, indices: Tensor, *, partial: bool = False) -> None:
         """Moves the codes towards the residuals of their rows and replaces dead ones, by the rules.
 
         Args:
             x: (G, R1, R2, D). indices: (G, R1, R2, Q), -1 is left out.
+            partial: some stages may have been left out altogether; their statistics then stay as they are.
         """
         rows = x.shape[1] * x.shape[2]
-        if not isinstance(self.rules.update, EMA) or rows == 0:
+        if not self.follows or rows == 0:
             return
         x = self._cast(x)
         sums, counts = F.residual_segment_sum(x, indices, self.stack(), impl=self.impl)
         if self.shared:
             sums, counts = sums.sum(1, keepdim=True), counts.sum(1, keepdim=True)
+        before = [state.clone() for state in self._books()] if partial else []
         dead = self._move_(sums.flatten(0, 1), counts.flatten(0, 1))
+        if partial:
+            taken = (counts > 0).any(-1).flatten()
+            for state, old in zip(self._books(), before, strict=True):
+                state.copy_(torch.where(taken.view(-1, *(1,) * (state.dim() - 1)), state, old))
+            dead = dead & taken.unsqueeze(-1)
         if self.rules.dead is None:
             return
 
         def draw(book: Tensor) -> tuple[Tensor, Tensor]:
-            valid = sampling.complete_rows(indices)
+            valid = sampling.fullest_rows(indices) if partial else sampling.complete_rows(indices)
             found = indices.new_ones((), dtype=torch.bool) if valid is None else valid.any()
             return self._residuals(x, indices, book, sampling.random_positions(x.shape[1:3], valid, book)), found
 

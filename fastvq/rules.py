@@ -29,6 +29,25 @@ class RandomInit:
 
 
 @dataclass(frozen=True)
+class FirstRowsInit:
+    """The first K rows of the first training batch; rows repeat, with a little noise, where there are fewer.
+
+    So begin the quantizers of T2M-GPT (Zhang et al. 2023) and MoMask (Guo et al. 2023).
+
+    Args:
+        noise: standard deviation of what is added to repeated rows, divided by sqrt(D).
+    """
+
+    noise: float = 0.01
+
+    def __post_init__(self) -> None:
+        check.not_negative("noise", self.noise)
+
+    def __call__(self, x: Tensor, valid: Tensor | None, num_codes: int) -> Tensor:
+        return sampling.first_rows(x, valid, num_codes, self.noise)
+
+
+@dataclass(frozen=True)
 class KMeansInit:
     """k-means on the first training batch.
 
@@ -74,6 +93,26 @@ class EMA:
 
 
 @dataclass(frozen=True)
+class Learned:
+    """Codes are parameters: an optimizer moves them down the gradient of the codebook loss, mean((sg(x) - c)^2).
+
+    That is the loss of van den Oord et al. 2017, equation 3; an estimator that passes gradients to the codes, such as
+    :class:`fastvq.DiVeQ`, adds its own. Give the codes to the optimizer with ``module.parameters()``.
+
+    Args:
+        weight: of the codebook loss; 0 leaves the codes to the other gradients.
+        decay: of the moving average of cluster sizes, by which dead codes are known.
+    """
+
+    weight: float = 1.0
+    decay: float = 0.99
+
+    def __post_init__(self) -> None:
+        check.not_negative("weight", self.weight)
+        check.unit_interval("decay", self.decay)
+
+
+@dataclass(frozen=True)
 class Frozen:
     """Codes never change."""
 
@@ -107,16 +146,18 @@ class AbsoluteUsage:
 
     Args:
         threshold: cluster size below which a code is dead.
-        reset: cluster size that a replaced code starts with.
+        reset: cluster size that a replaced code starts with; None leaves its statistics as they are, so that a code
+            gets another row at every step until enough rows have come to it (T2M-GPT, MoMask).
     """
 
     threshold: float = 1.0
-    reset: float = 1.0
+    reset: float | None = 1.0
     relative = False
 
     def __post_init__(self) -> None:
         check.not_negative("threshold", self.threshold)
-        check.not_negative("reset", self.reset)
+        if self.reset is not None:
+            check.not_negative("reset", self.reset)
 
 
 @dataclass(frozen=True)
@@ -124,12 +165,12 @@ class CodebookRules:
     """How a codebook is initialised, updated, and rid of dead codes.
 
     Args:
-        update: :class:`EMA` or :class:`Frozen`.
-        init: :class:`KMeansInit`, :class:`RandomInit`, any callable of that form, or None to keep the random normal
-            codes that the module is made with.
+        update: :class:`EMA`, :class:`Learned` or :class:`Frozen`.
+        init: :class:`KMeansInit`, :class:`RandomInit`, :class:`FirstRowsInit`, any callable of that form, or None to
+            keep the random normal codes that the module is made with.
         dead: :class:`RelativeUsage`, :class:`AbsoluteUsage`, or None to keep dead codes.
     """
 
-    update: EMA | Frozen = field(default_factory=EMA)
+    update: EMA | Learned | Frozen = field(default_factory=EMA)
     init: Initialiser | None = field(default_factory=KMeansInit)
     dead: RelativeUsage | AbsoluteUsage | None = field(default_factory=RelativeUsage)

@@ -50,6 +50,32 @@ def draw_rows(x: Tensor, valid: Tensor | None, count: int, generator: torch.Gene
     return torch.where((width == 0).unsqueeze(-1), drawn + 0.01 * spread * noise, drawn)
 
 
+def first_rows(x: Tensor, valid: Tensor | None, count: int, noise: float) -> Tensor:
+    """The first ``count`` valid rows of each group, from the first again, with noise, where there are fewer.
+
+    Args:
+        x: (G, R1, R2, D).
+        valid: (R1, R2) bool or None for all.
+        count: how many, K.
+        noise: standard deviation of what is added to repeated rows, divided by sqrt(D).
+
+    Returns:
+        (G, K, D) in x's dtype, detached.
+    """
+    x = x.detach().flatten(1, 2)
+    rows = x.shape[1]
+    number = torch.tensor(rows, device=x.device) if valid is None else valid.sum()
+    place = torch.arange(count, device=x.device)
+    position = (place % number.clamp_min(1)).clamp_max(rows - 1)
+    if valid is not None:
+        position = torch.argsort((~valid.reshape(-1)).to(torch.uint8), stable=True)[position]
+    drawn = x[:, position]
+    if valid is None and rows >= count:
+        return drawn
+    added = torch.randn(drawn.shape, device=x.device).to(x.dtype) * (noise / x.shape[-1] ** 0.5)
+    return torch.where((place >= number).unsqueeze(-1), drawn + added, drawn)
+
+
 def complete_rows(indices: Tensor) -> Tensor | None:
     """Rows without a hole (index -1) in any group, (R1, R2) bool for (G, R1, R2, ...); None for all, where asking
     costs no sync."""
@@ -57,6 +83,12 @@ def complete_rows(indices: Tensor) -> Tensor | None:
     valid = ~holes.any(0)
     known = indices.device.type == "cpu" and not torch.compiler.is_compiling()
     return None if known and bool(valid.all()) else valid
+
+
+def fullest_rows(indices: Tensor) -> Tensor:
+    """Rows that took as many stages as any row did, and at least one: (G, R1, R2, Q) -> (R1, R2) bool."""
+    taken = (indices >= 0).sum(-1).amin(0)
+    return (taken == taken.max()) & (taken > 0)
 
 
 def random_rows(x: Tensor, valid: Tensor | None, group: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import functional as F
 from . import validation as check
-from .rules import EMA, AbsoluteUsage, CodebookRules
+from .rules import EMA, AbsoluteUsage, CodebookRules, Learned
 
 STATE = ("codebook", "embed_sum", "cluster_size")
 WIDE = (torch.float32, torch.float64)
@@ -33,7 +33,7 @@ class CodebookState(nn.Module):
         impl: implementation of the ops, see :mod:`fastvq.functional`.
 
     Buffers:
-        codebook: (*lead, K, D), the codes.
+        codebook: (*lead, K, D), the codes; a parameter where the rules say :class:`fastvq.Learned`.
         embed_sum: (*lead, K, D), moving average of the sum of each code's rows.
         cluster_size: (*lead, K), moving average of the number of each code's rows.
         initted: (), bool, whether the codes have been initialised from data.
@@ -71,7 +71,10 @@ class CodebookState(nn.Module):
         codes = torch.randn(*lead, codebook_size, dim, dtype=torch.float32)
         if metric == "cosine":
             codes = nn.functional.normalize(codes, dim=-1)
-        self.register_buffer("codebook", codes)
+        if isinstance(self.rules.update, Learned):
+            self.codebook = nn.Parameter(codes)
+        else:
+            self.register_buffer("codebook", codes)
         self.register_buffer("embed_sum", codes.clone())
         self.register_buffer("cluster_size", torch.ones(*lead, codebook_size))
         self._initted = self.rules.init is None
@@ -79,7 +82,7 @@ class CodebookState(nn.Module):
 
     def _start_(self, codes: Tensor, rows: int, usable: Tensor | None) -> None:
         """Takes the first codes, (*lead, K, D), found from a batch of that many rows, some or all of them usable."""
-        if self.metric == "cosine":
+        if self.unit:
             codes = nn.functional.normalize(codes, dim=-1)
         if usable is not None:
             # Codes found from no row at all are padding, or NaN; the random ones stay, and go as dead codes do.
@@ -88,7 +91,7 @@ class CodebookState(nn.Module):
         # As if the averages had begun at zero and this batch, shared evenly, were their first step: early in training
         # the rows move fast, and averages that weighed 1 / (1 - decay) batches from the start would trail behind.
         share = rows / self.codebook_size
-        if isinstance(self.rules.update, EMA):
+        if isinstance(self.rules.update, EMA | Learned):
             share *= 1 - self.rules.update.decay
         self.cluster_size.fill_(share)
         self.embed_sum.copy_(self.codebook * share)
@@ -108,13 +111,20 @@ class CodebookState(nn.Module):
     def _step_(self, *state: Tensor) -> Tensor:
         """The same on a part of the state: codebook, embed_sum, cluster_size, sums, counts."""
         rule, dead = self.rules.update, self.rules.dead
+        if isinstance(rule, Learned):
+            cluster_size, counts = state[2], state[4]
+            cluster_size.lerp_(counts, 1 - rule.decay)
+            if dead is None:
+                return torch.zeros_like(cluster_size, dtype=torch.bool)
+            unit = cluster_size.mean(-1, keepdim=True) if dead.relative else 1.0
+            return cluster_size < dead.threshold * unit
         assert isinstance(rule, EMA)
         return F.ema_update_(
             *state,
             decay=rule.decay,
             eps=rule.eps,
             smoothing=rule.smoothing,
-            normalize=self.metric == "cosine",
+            normalize=self.unit,
             dead_below=0.0 if dead is None else dead.threshold,
             relative=dead is not None and dead.relative,
             impl=self.impl,
@@ -138,30 +148,35 @@ class CodebookState(nn.Module):
             if not len(book):
                 return
             drawn, found = draw(book)
-            size = self._reset_size(cluster_size).expand_as(cluster_size)[book, code]
             kept = drawn.isfinite().all(-1) & found
             if not bool(kept.all()):
-                book, code, drawn, size = book[kept], code[kept], drawn[kept], size[kept]
+                book, code, drawn = book[kept], code[kept], drawn[kept]
+            reset = self._reset_size(cluster_size)
+            size = None if reset is None else reset.expand_as(cluster_size)[book, code]
             drawn = drawn.to(codebook.dtype)
-            cluster_size[book, code] = size
             codebook[book, code] = drawn
-            embed_sum[book, code] = drawn * size.unsqueeze(-1)
+            if size is not None:
+                cluster_size[book, code] = size
+                embed_sum[book, code] = drawn * size.unsqueeze(-1)
             return
         # Elsewhere the same for all codes, without asking the device how many are dead.
         book = torch.arange(len(dead), device=dead.device).unsqueeze(-1).expand(dead.shape)
         drawn, found = draw(book)
         drawn = drawn.to(codebook.dtype)
         dead = dead & drawn.isfinite().all(-1) & found
-        size = self._reset_size(cluster_size).expand_as(cluster_size)
-        cluster_size.copy_(torch.where(dead, size, cluster_size))
-        dead, size = dead.unsqueeze(-1), size.unsqueeze(-1)
-        codebook.copy_(torch.where(dead, drawn, codebook))
-        embed_sum.copy_(torch.where(dead, drawn * size, embed_sum))
+        reset = self._reset_size(cluster_size)
+        replaced = dead.unsqueeze(-1)
+        codebook.copy_(torch.where(replaced, drawn, codebook))
+        if reset is not None:
+            embed_sum.copy_(torch.where(replaced, drawn * reset.unsqueeze(-1), embed_sum))
+            cluster_size.copy_(torch.where(dead, reset, cluster_size))
 
-    def _reset_size(self, cluster_size: Tensor) -> Tensor:
-        """The cluster size of a replaced code, (M, 1)."""
+    def _reset_size(self, cluster_size: Tensor) -> Tensor | None:
+        """The cluster size of a replaced code, (M, 1), or None where statistics stay."""
         rule = self.rules.dead
         assert rule is not None
+        if rule.reset is None:
+            return None
         mean = self._mean_size(cluster_size)
         return mean * rule.reset if rule.relative else torch.full_like(mean, rule.reset)
 
@@ -199,26 +214,48 @@ class CodebookState(nn.Module):
             return False
         return not bool(usable.any())
 
+    @property
+    def unit(self) -> bool:
+        """Whether codes lie on the unit sphere."""
+        return self.metric == "cosine" and not isinstance(self.rules.update, Learned)
+
+    @property
+    def follows(self) -> bool:
+        """Whether :meth:`update_` has anything to do."""
+        rules = self.rules
+        return isinstance(rules.update, EMA) or (isinstance(rules.update, Learned) and rules.dead is not None)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CodebookState:
-        kept = {name: getattr(self, name) for name in STATE}
+        kept = {name: getattr(self, name).detach() for name in STATE}
         super()._apply(fn, recurse)
         for name, old in kept.items():
             new = getattr(self, name)
             if new.dtype not in WIDE:
-                setattr(self, name, old.to(new.device))
+                self._replace(name, old.to(new.device))
         return self
+
+    def _replace(self, name: str, value: Tensor) -> None:
+        """Puts a tensor in the place of a buffer or parameter of another dtype."""
+        old = getattr(self, name)
+        if not isinstance(old, nn.Parameter):
+            setattr(self, name, value)
+            return
+        # The parameter itself stays: an optimizer may hold it.
+        grad, old.grad = old.grad, None
+        old.data = value
+        old.grad = None if grad is None else grad.to(value)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         for name in STATE:
             if getattr(self, name).dtype not in WIDE:  # load_state_dict(..., assign=True) takes tensors as they come
-                setattr(self, name, getattr(self, name).float())
+                self._replace(name, getattr(self, name).detach().float())
         if prefix + "initted" in state_dict:
             self._initted = bool(self.initted)
 
     def extra_repr(self) -> str:
         lead = ", ".join(
-            f"{name}={size}" for name, size in zip(("groups", "stages"), self.codebook.shape, strict=False)
+            f"{name}={size}" for name, size in zip(("groups", "stages"), self.codebook.shape[:-2], strict=False)
         )
         return (
             f"codebook_size={self.codebook_size}, dim={self.dim}, {lead}, metric={self.metric!r}, rules={self.rules}"

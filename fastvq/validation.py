@@ -41,6 +41,13 @@ def not_negative(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
 
 
+def above_zero(name: str, value: object) -> None:
+    """Raises TypeError or ValueError unless ``value`` is a finite number above 0."""
+    not_negative(name, value)
+    if value == 0:
+        raise ValueError(f"{name} must be above 0, got {value}")
+
+
 def floating(name: str, tensor: object) -> None:
     """Raises TypeError unless ``tensor`` is a float16, bfloat16, float32 or float64 tensor."""
     if not isinstance(tensor, Tensor):

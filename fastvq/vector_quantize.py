@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from .estimators import Estimator
 from .grouped import GroupedVQ, Quantized
+from .losses import Regulariser
 from .rules import CodebookRules
 
 
@@ -13,12 +16,17 @@ class VectorQuantize(GroupedVQ):
     """Replaces every row by the nearest of K codes.
 
     Args:
-        dim: channels of the input and dimension of the codes.
+        dim: channels of the input, and dimension of the codes unless ``codebook_dim`` or ``heads`` say otherwise.
         codebook_size: K.
-        metric, rules, estimator, commitment_weight, channel_dim, check_finite: as :class:`fastvq.GroupedVQ`.
+        heads: H; the channels are split into so many rows of one codebook.
+        codebook_dim, metric, rules, estimator, commitment_weight, regularisers, sample_temperature, channel_dim,
+            check_finite: as :class:`fastvq.GroupedVQ`.
 
     Buffers:
         those of :class:`fastvq.Codebook` with G = 1, under ``codebooks.``.
+
+    Raises:
+        TypeError, ValueError: sizes that do not fit.
     """
 
     def __init__(
@@ -26,10 +34,14 @@ class VectorQuantize(GroupedVQ):
         dim: int,
         codebook_size: int,
         *,
+        heads: int = 1,
+        codebook_dim: int | None = None,
         metric: str = "l2",
         rules: CodebookRules | None = None,
         estimator: Estimator | None = None,
         commitment_weight: float = 1.0,
+        regularisers: Sequence[Regulariser] = (),
+        sample_temperature: float = 0.0,
         channel_dim: int = -1,
         check_finite: bool = False,
     ) -> None:
@@ -37,23 +49,28 @@ class VectorQuantize(GroupedVQ):
             dim,
             codebook_size,
             groups=1,
+            heads=heads,
+            codebook_dim=codebook_dim,
             metric=metric,
             rules=rules,
             estimator=estimator,
             commitment_weight=commitment_weight,
+            regularisers=regularisers,
+            sample_temperature=sample_temperature,
             channel_dim=channel_dim,
             check_finite=check_finite,
         )
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
-        """As :meth:`fastvq.GroupedVQ.forward`, with indices (*R)."""
-        quantized, indices, loss = super().forward(x, mask)
-        return Quantized(quantized, indices.squeeze(-1), loss)
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, lengths: Tensor | None = None) -> Quantized:
+        """As :meth:`fastvq.GroupedVQ.forward`, with indices (*R), or (*R, H) for more than one head."""
+        quantized, indices, loss = super().forward(x, mask, lengths=lengths)
+        return Quantized(quantized, indices if self.heads > 1 else indices.squeeze(-1), loss)
 
-    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x -> indices (*R)."""
-        return super().encode(x, mask).squeeze(-1)
+    def encode(self, x: Tensor, mask: Tensor | None = None, *, lengths: Tensor | None = None) -> Tensor:
+        """x -> indices (*R), or (*R, H)."""
+        indices = super().encode(x, mask, lengths=lengths)
+        return indices if self.heads > 1 else indices.squeeze(-1)
 
     def decode(self, indices: Tensor) -> Tensor:
-        """indices (*R) -> quantized; -1 gives zeros."""
-        return super().decode(indices.unsqueeze(-1))
+        """indices (*R), or (*R, H) -> quantized; -1 gives zeros before ``project_out``."""
+        return super().decode(indices if self.heads > 1 else indices.unsqueeze(-1))

@@ -1,0 +1,212 @@
+"""Losses of quantizers. Commitment and codebook loss come from the distances that the search has already found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from . import functional as F
+from . import soft
+from . import validation as check
+
+
+class _Commitment(torch.autograd.Function):
+    """The mean of squared distances that the search has already found; see :func:`commitment_loss`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, quantized: Tensor, distances: Tensor, valid: Tensor | None) -> Tensor:
+        ctx.number = max(distances.numel(), 1) if valid is None else valid.sum()
+        if valid is not None:
+            distances = torch.where(valid, distances, 0)
+            ctx.number = ctx.number.clamp_min(1)
+        ctx.number = ctx.number * x.shape[-1]
+        ctx.save_for_backward(x, quantized, valid)
+        return distances.sum() / ctx.number
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None]:
+        x, quantized, valid = ctx.saved_tensors
+        difference = (x - quantized).mul_(2 * grads[0] / ctx.number)
+        if valid is not None:
+            difference = torch.where(valid.unsqueeze(-1), difference, 0)
+        return difference.to(x.dtype), None, None, None
+
+
+def commitment_loss(x: Tensor, quantized: Tensor, distances: Tensor, valid: Tensor | None = None) -> Tensor:
+    """mean((x - sg(q))^2) over valid rows, from the distances of the search, so that no difference is formed twice.
+
+    Args:
+        x: (..., D), gets the gradient. quantized: (..., D), gets none.
+        distances: (...), squared Euclidean distances of x and quantized.
+        valid: (...), bool; other rows count for nothing. None where all count.
+
+    Returns:
+        A scalar, float32 (float64 for float64).
+    """
+    loss: Tensor = _Commitment.apply(x, quantized, distances, valid)
+    return loss
+
+
+class _ResidualCommitment(torch.autograd.Function):
+    """The mean of the errors that the search has already found; see :func:`residual_commitment_loss`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, errors: Tensor, left: Tensor | None, valid: Tensor | None) -> Tensor:
+        ctx.number = max(errors.numel(), 1) if valid is None else valid.sum().clamp_min(1)
+        if valid is not None:
+            errors = torch.where(valid, errors, 0)
+        ctx.number = ctx.number * x.shape[-1]
+        ctx.dtype = x.dtype
+        ctx.save_for_backward(left)
+        return errors.sum() / ctx.number
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None]:
+        (left,) = ctx.saved_tensors
+        return (left * (2 * grads[0] / ctx.number)).to(ctx.dtype), None, None, None
+
+
+def residual_commitment_loss(
+    x: Tensor, indices: Tensor, quantized: Tensor, errors: Tensor, codebooks: Tensor, *, impl: str = "auto"
+) -> Tensor:
+    """mean over stages of mean((r_q - sg(c_q))^2), r_q = x - sg(c_1 + ... + c_{q-1}), from the errors of the search.
+
+    The gradient of x is 2 sum_q r_{q+1} over the number of entries. Of a row that takes s stages, and with C the sum
+    of its codes, sum_q r_{q+1} = s x - sum_j (s - j + 1) c_j = s x - sum_j (Q - j + 1) c_j + (Q - s) C, which is one
+    look-up in codebooks scaled by Q - j + 1: no residual is formed again.
+
+    Args:
+        x: (G, R1, R2, D), gets the gradient.
+        indices: (G, R1, R2, Q). quantized: (G, R1, R2, D). errors: (G, R1, R2, Q). All of the search.
+        codebooks: (G, Q, K, D). impl: of the look-up.
+
+    Returns:
+        A scalar, float32 (float64 for float64); stages that a row does not take, and rows that are not finite, count
+        for nothing.
+    """
+    stages = indices.shape[-1]
+    known = indices.device.type == "cpu" and not torch.compiler.is_compiling()
+    valid = None
+    if not known or bool((indices < 0).any()):
+        valid = (indices >= 0) & ~errors.isnan().any(-1, keepdim=True)
+    left = None
+    if x.requires_grad and torch.is_grad_enabled():
+        with torch.no_grad():
+            weights = torch.arange(stages, 0, -1, device=x.device, dtype=codebooks.dtype)
+            heavy = F.lookup(indices, codebooks * weights[:, None, None], impl=impl)
+            wide = x.to(codebooks.dtype)
+            if valid is None:
+                left = wide * stages - heavy
+            else:
+                taken = valid.sum(-1, keepdim=True)
+                left = wide * taken - heavy + (stages - taken) * quantized.to(codebooks.dtype)
+                left = torch.where(taken > 0, left, 0)
+    loss: Tensor = _ResidualCommitment.apply(x, errors, left, valid)
+    return loss
+
+
+class _CodebookLoss(torch.autograd.Function):
+    """The mean of the errors that the search has already found; see :func:`codebook_loss`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, codebooks: Tensor, x: Tensor, indices: Tensor, errors: Tensor, valid: Tensor | None, impl: str
+    ) -> Tensor:
+        number: Tensor | int = max(errors.numel(), 1) if valid is None else valid.sum().clamp_min(1)
+        if valid is not None:
+            errors = torch.where(valid, errors, 0)
+        number = number * x.shape[-1]
+        # Here and not in the backward pass, before which dead codes may be replaced in place.
+        sums, counts = F.residual_segment_sum(x, indices, codebooks, impl=impl)
+        ctx.save_for_backward((counts.unsqueeze(-1) * codebooks - sums) * (2 / number))
+        return errors.sum() / number
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        (pull,) = ctx.saved_tensors
+        return grads[0] * pull, None, None, None, None, None
+
+
+def codebook_loss(
+    codebooks: Tensor,
+    x: Tensor,
+    indices: Tensor,
+    errors: Tensor,
+    valid: Tensor | None = None,
+    *,
+    impl: str = "auto",
+) -> Tensor:
+    """mean((sg(r_q) - c_q)^2) over valid rows and stages: the loss that pulls learned codes to their rows.
+
+    The gradient of a code with n rows is 2 (n c - sum of its rows) over the number of entries; the sums come from
+    :func:`fastvq.functional.residual_segment_sum`, so that it is deterministic.
+
+    Args:
+        codebooks: (G, Q, K, D), gets the gradient.
+        x: (G, R1, R2, D), gets none. indices, errors: (G, R1, R2, Q). All of the search.
+        valid: (G, R1, R2, Q), bool; None where all count.
+        impl: of the sums.
+
+    Returns:
+        A scalar, float32 (float64 for float64).
+    """
+    loss: Tensor = _CodebookLoss.apply(codebooks, x.detach(), indices, errors, valid, impl)
+    return loss
+
+
+class Regulariser(Protocol):
+    """A loss on how codes lie or are used, weighted."""
+
+    def __call__(self, x: Tensor, codebook: Tensor, metric: str, valid: Tensor | None) -> Tensor:
+        """Rows (G, R1, R2, D), codes (G, K, D), valid (G, R1, R2) or None -> a scalar."""
+        ...
+
+
+@dataclass(frozen=True)
+class Orthogonality:
+    """Keeps the directions of codes apart: the mean over pairs of codes of (c_i . c_j - [i = j])^2, c on the sphere.
+
+    (Shin et al. 2021, equation 2, without the constant.) It moves codes only where :class:`fastvq.Learned` lets them.
+
+    Args:
+        weight: of the loss.
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check.not_negative("weight", self.weight)
+
+    def __call__(self, x: Tensor, codebook: Tensor, metric: str, valid: Tensor | None) -> Tensor:
+        codes = nn.functional.normalize(codebook, dim=-1)
+        num_codes = codes.shape[-2]
+        # |C C^T|^2 = |C^T C|^2, and the smaller of the two is formed; the diagonal of ones is K in the first.
+        gram = codes.mT @ codes if codes.shape[-1] < num_codes else codes @ codes.mT
+        return self.weight * ((gram.square().sum((-1, -2)) - num_codes) / num_codes**2).mean()
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """Rewards using all codes: minus the entropy of the mean over rows of softmax(score / temperature).
+
+    The score is minus the squared distance ("l2"), the cosine or the dot product. Rows are taken in chunks that the
+    backward pass computes again, so that no N x K matrix is kept.
+
+    Args:
+        weight: of the loss.
+        temperature: of the soft assignment.
+    """
+
+    weight: float = 1.0
+    temperature: float = 0.01
+
+    def __post_init__(self) -> None:
+        check.not_negative("weight", self.weight)
+        check.above_zero("temperature", self.temperature)
+
+    def __call__(self, x: Tensor, codebook: Tensor, metric: str, valid: Tensor | None) -> Tensor:
+        share = soft.mean_assignment(x, codebook, metric, self.temperature, valid)
+        return self.weight * torch.special.xlogy(share, share).sum(-1).mean()
