@@ -6,7 +6,9 @@ from .clustering import kmeans, kmeans_stream
 from .codebook import Codebook
 from .dropout import QuantizeDropout
 from .estimators import DiVeQ, GumbelSoftmax, RotationTrick, StraightThrough
+from .finite_scalar import FSQ, GroupedResidualFSQ, ResidualFSQ
 from .grouped import GroupedVQ, Quantized
+from .lookup_free import LFQ, CodeEntropy, GroupedResidualLFQ, ResidualLFQ
 from .residual import GroupedResidualVQ, ResidualVQ
 from .residual_codebook import ResidualCodebook
 from .rules import (
@@ -24,12 +26,17 @@ from .vector_quantize import VectorQuantize
 
 __all__ = [
     "EMA",
+    "FSQ",
+    "LFQ",
     "AbsoluteUsage",
+    "CodeEntropy",
     "Codebook",
     "CodebookRules",
     "DiVeQ",
     "FirstRowsInit",
     "Frozen",
+    "GroupedResidualFSQ",
+    "GroupedResidualLFQ",
     "GroupedResidualVQ",
     "GroupedVQ",
     "GumbelSoftmax",
@@ -40,6 +47,8 @@ __all__ = [
     "RandomInit",
     "RelativeUsage",
     "ResidualCodebook",
+    "ResidualFSQ",
+    "ResidualLFQ",
     "ResidualVQ",
     "RotationTrick",
     "StraightThrough",
