@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from . import distributed, sampling, soft
 from . import functional as F
-from . import sampling, soft
 from . import validation as check
 from .rules import CodebookRules
 from .state import CodebookState
@@ -77,22 +77,9 @@ class Codebook(CodebookState):
         """(G, *R) indices -> (G, *R, D) codes in the state's dtype; -1 gives zeros."""
         return F.lookup(indices.unsqueeze(-1), self.codebook.unsqueeze(1), impl=self.impl)
 
-    @torch.no_grad()
-    def initialise_(self, x: Tensor, mask: Tensor | None = None) -> None:
-        """Sets the codes from rows by the rules' initialiser, if that has not happened yet.
-
-        Args:
-            x: (G, R1, R2, D). mask: (R1, R2) bool or None.
-        """
-        rows = x.shape[1] * x.shape[2]
-        if self._initted or self.rules.init is None or rows == 0:
-            return
-        x = self._cast(x)
-        usable = self._usable(x, mask)
-        if self._none_usable(usable):
-            return
-        codes = self.rules.init(x, usable, self.codebook_size).to(self.codebook.dtype)
-        self._start_(codes, rows, usable)
+    def _first_codes(self, x: Tensor, usable: Tensor | None) -> Tensor:
+        assert self.rules.init is not None
+        return self.rules.init(x, usable, self.codebook_size).to(self.codebook.dtype)
 
     @torch.no_grad()
     def update_(self, x: Tensor, indices: Tensor) -> None:
@@ -101,12 +88,15 @@ class Codebook(CodebookState):
         Args:
             x: (G, R1, R2, D). indices: (G, R1, R2), -1 is left out.
         """
-        rows = x.shape[1] * x.shape[2]
-        if not self.follows or rows == 0:
+        rows, together = x.shape[1] * x.shape[2], self.ranks > 1
+        if not self.follows or (rows == 0 and not together):
             return
         x = self._cast(x)
         x = self.place(x.to(self.codebook.dtype)) if self.unit else x
         sums, counts = F.segment_sum(x, indices, self.codebook_size, impl=self.impl)
+        turn = None
+        if together:
+            sums, counts, turn = distributed.totals(sums, counts)
         dead = self._move_(sums, counts)
         if self.rules.dead is None:
             return
@@ -116,4 +106,4 @@ class Codebook(CodebookState):
             found = indices.new_ones((), dtype=torch.bool) if valid is None else valid.any()
             return sampling.random_rows(x, valid, group), found
 
-        self._replace_dead_(dead, rows, draw)
+        self._replace_dead_(dead, rows, turn, draw)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from . import distributed, sampling
 from . import functional as F
-from . import sampling
 from . import validation as check
 from .rules import CodebookRules
 from .state import CodebookState
@@ -87,20 +87,9 @@ class ResidualCodebook(CodebookState):
         """(G, *R, Q) indices -> (G, *R, D) sums of codes in the state's dtype; -1 adds nothing."""
         return F.lookup(indices, self.stack(), impl=self.impl)
 
-    @torch.no_grad()
-    def initialise_(self, x: Tensor, mask: Tensor | None = None) -> None:
-        """Sets the codes from rows by the rules' initialiser, stage by stage, if that has not happened yet.
-
-        Args:
-            x: (G, R1, R2, D). mask: (R1, R2) bool or None.
-        """
-        rows = x.shape[1] * x.shape[2]
-        if self._initted or self.rules.init is None or rows == 0:
-            return
-        x = self._cast(x)
-        usable = self._usable(x, mask)
-        if self._none_usable(usable):
-            return
+    def _first_codes(self, x: Tensor, usable: Tensor | None) -> Tensor:
+        """Each stage's from what the stage before leaves."""
+        assert self.rules.init is not None
         residual = x.to(self.codebook.dtype)
         codes = torch.zeros_like(self.codebook)
         for stage in range(codes.shape[1]):
@@ -109,7 +98,10 @@ class ResidualCodebook(CodebookState):
             if stage + 1 < codes.shape[1]:
                 found = F.nearest(residual, codes[:, stage, :size], impl=self.impl).indices
                 residual = residual - F.lookup(found.unsqueeze(-1), codes[:, stage : stage + 1], impl=self.impl)
-        self._start_(codes, rows, usable)
+        return codes
+
+    def _start_(self, codes: Tensor, rows: int, usable: Tensor | None) -> None:
+        super()._start_(codes, rows, usable)
         self._clear_padding_()
 
     @torch.no_grad()
@@ -120,13 +112,16 @@ class ResidualCodebook(CodebookState):
             x: (G, R1, R2, D). indices: (G, R1, R2, Q), -1 is left out.
             partial: some stages may have been left out altogether; their statistics then stay as they are.
         """
-        rows = x.shape[1] * x.shape[2]
-        if not self.follows or rows == 0:
+        rows, together = x.shape[1] * x.shape[2], self.ranks > 1
+        if not self.follows or (rows == 0 and not together):
             return
         x = self._cast(x)
         sums, counts = F.residual_segment_sum(x, indices, self.stack(), impl=self.impl)
         if self.shared:
             sums, counts = sums.sum(1, keepdim=True), counts.sum(1, keepdim=True)
+        turn = None
+        if together:
+            sums, counts, turn = distributed.totals(sums, counts)
         before = [state.clone() for state in self._books()] if partial else []
         dead = self._move_(sums.flatten(0, 1), counts.flatten(0, 1))
         if partial:
@@ -140,9 +135,12 @@ class ResidualCodebook(CodebookState):
         def draw(book: Tensor) -> tuple[Tensor, Tensor]:
             valid = sampling.fullest_rows(indices) if partial else sampling.complete_rows(indices)
             found = indices.new_ones((), dtype=torch.bool) if valid is None else valid.any()
+            if partial and not self.shared:
+                # This rank may have dropped stages that another one took.
+                found = found & (book % self.num_quantizers < (indices >= 0).sum(-1).amax())
             return self._residuals(x, indices, book, sampling.random_positions(x.shape[1:3], valid, book)), found
 
-        self._replace_dead_(dead, rows, draw)
+        self._replace_dead_(dead, rows, turn, draw)
 
     def _residuals(self, x: Tensor, indices: Tensor, book: Tensor, position: tuple[Tensor, Tensor]) -> Tensor:
         """What the rows at a position leave to the stages of the named books, (..., D), by the codes as they are."""
@@ -152,11 +150,12 @@ class ResidualCodebook(CodebookState):
             stage = torch.randint_like(book, self.num_quantizers)
         outer, inner = position
         row = x[group, outer, inner].to(self.codebook.dtype)
-        chosen = indices[group, outer, inner].clamp_min(0)
+        chosen = indices[group, outer, inner]
         stack = self.stack()
         for before in range(self.num_quantizers - 1):
-            code = stack[group, before, chosen[..., before]]
-            row = torch.where((before < stage).unsqueeze(-1), row - code, row)
+            code = stack[group, before, chosen[..., before].clamp_min(0)]
+            taken = (before < stage) & (chosen[..., before] >= 0)
+            row = torch.where(taken.unsqueeze(-1), row - code, row)
         return row
 
     def _move_(self, sums: Tensor, counts: Tensor) -> Tensor:

@@ -169,8 +169,12 @@ class CodebookRules:
         init: :class:`KMeansInit`, :class:`RandomInit`, :class:`FirstRowsInit`, any callable of that form, or None to
             keep the random normal codes that the module is made with.
         dead: :class:`RelativeUsage`, :class:`AbsoluteUsage`, or None to keep dead codes.
+        sync: where torch.distributed runs, follow the rows of all ranks, so that codebooks are equal on each: one
+            all-reduce, and one all-gather where dead codes are replaced, for each codebook module and step. All ranks
+            must then train the module in step. Without it each rank's codebook goes its own way.
     """
 
     update: EMA | Learned | Frozen = field(default_factory=EMA)
     init: Initialiser | None = field(default_factory=KMeansInit)
     dead: RelativeUsage | AbsoluteUsage | None = field(default_factory=RelativeUsage)
+    sync: bool = True

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import distributed
 from . import functional as F
 from . import validation as check
 from .rules import EMA, AbsoluteUsage, CodebookRules, Learned
 
 STATE = ("codebook", "embed_sum", "cluster_size")
 WIDE = (torch.float32, torch.float64)
+ROWS_OF_ALL_RANKS = 1 << 18  # at most so many start a codebook
 
 
 class CodebookState(nn.Module):
@@ -78,7 +80,46 @@ class CodebookState(nn.Module):
         self.register_buffer("embed_sum", codes.clone())
         self.register_buffer("cluster_size", torch.ones(*lead, codebook_size))
         self._initted = self.rules.init is None
+        self._aligned = False
         self.register_buffer("initted", torch.tensor(self._initted))
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks the codes follow."""
+        return distributed.world_size() if self.rules.sync else 1
+
+    @torch.no_grad()
+    def initialise_(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Sets the codes from rows by the rules' initialiser, if that has not happened yet.
+
+        Args:
+            x: (G, R1, R2, D). mask: (R1, R2) bool or None.
+        """
+        together = self.ranks > 1
+        if together and not self._aligned:
+            # Ranks that were seeded differently, or loaded by the first one only, start from its state.
+            distributed.broadcast_(self.codebook.data, self.embed_sum, self.cluster_size, self.initted)
+            self._initted, self._aligned = bool(self.initted), True
+        rows = x.shape[1] * x.shape[2]
+        if self._initted or self.rules.init is None or (rows == 0 and not together):
+            return
+        x = self._cast(x)
+        usable = self._usable(x, mask)
+        if together:
+            x, usable = distributed.gather_rows(x, usable, ROWS_OF_ALL_RANKS), None
+            rows = x.shape[1] * x.shape[2]
+            if rows == 0:
+                return
+        elif self._none_usable(usable):
+            return
+        codes = self._first_codes(x, usable)
+        if together:
+            distributed.broadcast_(codes)
+        self._start_(codes, rows, usable)
+
+    def _first_codes(self, x: Tensor, usable: Tensor | None) -> Tensor:
+        """Codes (*lead, K, D) from rows (G, R1, R2, D), by the rules' initialiser."""
+        raise NotImplementedError
 
     def _start_(self, codes: Tensor, rows: int, usable: Tensor | None) -> None:
         """Takes the first codes, (*lead, K, D), found from a batch of that many rows, some or all of them usable."""
@@ -130,12 +171,15 @@ class CodebookState(nn.Module):
             impl=self.impl,
         )
 
-    def _replace_dead_(self, dead: Tensor, rows: int, draw: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+    def _replace_dead_(
+        self, dead: Tensor, rows: int, turn: Tensor | None, draw: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> None:
         """Puts drawn rows in the place of dead codes.
 
         Args:
             dead: (M, K) bool.
-            rows: how many rows the batch had.
+            rows: how many rows this rank's batch had.
+            turn: what :func:`fastvq.distributed.totals` gave, None on a single rank.
             draw: books (...) int64 -> rows (..., D), and whether there was a row to draw, a bool tensor.
         """
         rule = self.rules.dead
@@ -147,29 +191,46 @@ class CodebookState(nn.Module):
             book, code = dead.nonzero(as_tuple=True)
             if not len(book):
                 return
-            drawn, found = draw(book)
-            kept = drawn.isfinite().all(-1) & found
+            drawn, kept = self._drawn(book, rows, turn, draw)
             if not bool(kept.all()):
                 book, code, drawn = book[kept], code[kept], drawn[kept]
             reset = self._reset_size(cluster_size)
-            size = None if reset is None else reset.expand_as(cluster_size)[book, code]
-            drawn = drawn.to(codebook.dtype)
             codebook[book, code] = drawn
-            if size is not None:
+            if reset is not None:
+                size = reset.expand_as(cluster_size)[book, code]
                 cluster_size[book, code] = size
                 embed_sum[book, code] = drawn * size.unsqueeze(-1)
             return
         # Elsewhere the same for all codes, without asking the device how many are dead.
         book = torch.arange(len(dead), device=dead.device).unsqueeze(-1).expand(dead.shape)
-        drawn, found = draw(book)
-        drawn = drawn.to(codebook.dtype)
-        dead = dead & drawn.isfinite().all(-1) & found
+        drawn, kept = self._drawn(book.flatten(), rows, turn, draw)
+        drawn, dead = drawn.view_as(codebook), dead & kept.view_as(dead)
         reset = self._reset_size(cluster_size)
         replaced = dead.unsqueeze(-1)
         codebook.copy_(torch.where(replaced, drawn, codebook))
         if reset is not None:
             embed_sum.copy_(torch.where(replaced, drawn * reset.unsqueeze(-1), embed_sum))
             cluster_size.copy_(torch.where(dead, reset, cluster_size))
+
+    def _drawn(
+        self, book: Tensor, rows: int, turn: Tensor | None, draw: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """A row for every named book (n,), and whether it may be used: (n, D) in the state's dtype and (n,) bool."""
+        number = len(book)
+        if turn is not None:
+            book = book[distributed.own_items(number, turn).clamp_max(number - 1)]
+        if rows:
+            drawn, found = draw(book)
+            drawn = drawn.to(self.codebook.dtype)
+            kept = drawn.isfinite().all(-1) & found
+        else:
+            drawn = torch.zeros(len(book), self.dim, dtype=self.codebook.dtype, device=book.device)
+            kept = torch.zeros_like(book, dtype=torch.bool)
+        if turn is None:
+            return drawn, kept
+        joined = torch.cat([drawn, kept.to(drawn.dtype).unsqueeze(-1)], dim=-1)
+        joined = distributed.gather_items(joined, number, turn)
+        return joined[:, :-1], joined[:, -1] > 0
 
     def _reset_size(self, cluster_size: Tensor) -> Tensor | None:
         """The cluster size of a replaced code, (M, 1), or None where statistics stay."""
