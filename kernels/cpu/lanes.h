@@ -33,10 +33,12 @@ static_assert(PANEL % BUNCH == 0);
 
 // What a row keeps of its scores. A code at a time that is the best, where it was, and the runner-up if close calls
 // matter: 3 or 5 operations a code beside its D multiply-adds. A bunch at a time it is the best bunch, where it begins,
-// and the best of the others: BUNCH + 3 operations a bunch; the oracle then says which code of the bunch it is, which
-// pays where there are many codes and D is small.
+// and the best of the others: BUNCH + 3 operations a bunch. The codes around the best bunch are then scored once more,
+// which tells the best code and the runner-up, and pays where there are many codes and D is small.
 enum class Keep { best, runner_up, bunches };
 constexpr int64_t BUNCHED_CODES = 192;
+constexpr int AROUND = 4;  // codes that are scored once more: a bunch and those that fill up a Quad
+static_assert(AROUND % BUNCH == 0 && PANEL % AROUND == 0);
 
 struct LaneScratch {
   BlockRows rows;
@@ -47,7 +49,7 @@ struct LaneScratch {
   float* second;      // (block)
   float* thresholds;  // (block)
   int32_t* where;     // (block)
-  float* chosen;      // (PADDED, set): the chosen codes
+  float* chosen;      // (PADDED, set): the chosen codes; (AROUND, set): scores
   int32_t* listed;    // (set, LISTED)
   DenseScratch dense;
   ScanQueue queue;
@@ -192,34 +194,38 @@ FASTVQ_INLINE bool bunched(const Nearest& call) {
   return PADDED <= 8 && call.codebook.codes >= BUNCHED_CODES;
 }
 
-// Each row's code and the oracle's cost of it: the one kept, or the best of the bunch kept. Costs of codes that are not
-// finite are not finite; places beyond the last code repeat it.
+// From the best bunch to the best code: `where` becomes the code, and `second` the best score of all others. Scores are
+// those of best_of_codes but for rounding, which the slack allows for. `scores` holds AROUND sets.
 template <int PADDED>
-FASTVQ_INLINE void choose(const Nearest& call, const float* code_rows, int first, LaneScratch& s, int32_t* winners,
-                          double* costs) {
+static void choose_codes(const float* rows, const float* packed, float* scores, int32_t* where, float* second) {
   constexpr int SET = SET_VECTORS<PADDED> * LANES;
-  const int64_t dim = call.x.dim;
-  const auto last = static_cast<int32_t>(call.codebook.codes - 1);
-  const int bunch = bunched<PADDED>(call) ? BUNCH : 1;
-  for (int r = 0; r < SET; ++r) {
-    winners[r] = s.where[first + r];
-    costs[r] = double{NAN};
+  for (int r = 0; r < SET; r += 4) {
+    Quad score[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const int32_t k = where[r + i];
+      const float* from = packed + k / PANEL * ((PADDED + 1) * PANEL) + k % PANEL / AROUND * AROUND;
+      score[i] = load<Quad>(from);
+#pragma GCC unroll 16
+      for (int d = 0; d < PADDED; ++d) score[i] += load<Quad>(from + (d + 1) * PANEL) * rows[d * SET + r + i];
+    }
+    transpose_four(score);
+#pragma GCC unroll 4
+    for (int c = 0; c < AROUND; ++c) store(scores + c * SET + r, score[c]);
   }
-  for (int c = 0; c < bunch; ++c) {
-    const float* chosen[SET];
-    int32_t code[SET];
-    double cost[SET];
-    for (int r = 0; r < SET; ++r) {
-      code[r] = s.where[first + r] + c < last ? s.where[first + r] + c : last;
-      chosen[r] = code_rows + code[r] * dim;
+  for (int r = 0; r < SET; r += LANES) {
+    const Ints first = load<Ints>(where + r) & splat(int32_t{-AROUND});
+    Floats top = load<Floats>(scores + r), next = load<Floats>(second + r);
+    Ints at = first;
+#pragma GCC unroll 4
+    for (int c = 1; c < AROUND; ++c) {
+      const Floats score = load<Floats>(scores + c * SET + r);
+      next = maximum(next, minimum(score, top));
+      at = select(greater(score, top), first + splat(int32_t{c}), at);
+      top = maximum(score, top);
     }
-    stand_up<PADDED, SET>(chosen, SET, dim, s.chosen);
-    column_costs(s.given + first * PADDED, s.chosen, dim, SET, call.metric == Metric::l2, cost);
-    for (int r = 0; r < SET; ++r) {
-      const bool better = cost[r] > -HUGE_VAL && !(cost[r] >= costs[r]);
-      winners[r] = better ? code[r] : winners[r];
-      costs[r] = better ? cost[r] : costs[r];
-    }
+    store(where + r, at);
+    store(second + r, next);
   }
 }
 
@@ -235,9 +241,16 @@ static int64_t settle_set(const Nearest& call, int64_t group, const float* packe
   const int64_t* numbers = s.rows.numbers + first;
   float* thresholds = s.thresholds + first;
 
+  const float* chosen[SET];
   double costs[SET];
-  int32_t winners[SET];
-  choose<PADDED>(call, code_rows, first, s, winners, costs);
+  const auto last = static_cast<int32_t>(call.codebook.codes - 1);  // what has overflowed may be anywhere
+  for (int r = 0; r < SET; ++r) {
+    int32_t& code = s.where[first + r];
+    code = code < last ? code : last;
+    chosen[r] = code_rows + code * dim;
+  }
+  stand_up<PADDED, SET>(chosen, SET, dim, s.chosen);
+  column_costs(s.given + first * PADDED, s.chosen, dim, SET, l2, costs);
 
   uint64_t safe = 0, doubtful = 0;
   for (int r = 0; r < SET; r += LANES) {
@@ -247,7 +260,7 @@ static int64_t settle_set(const Nearest& call, int64_t group, const float* packe
   }
   const uint64_t present = ~uint64_t{0} >> (64 - count);
   doubtful &= safe & present;
-  for (int r = 0; r < count; ++r) write_row<float>(call, group, numbers[r], winners[r], costs[r]);
+  for (int r = 0; r < count; ++r) write_row<float>(call, group, numbers[r], s.where[first + r], costs[r]);
   if ((safe & ~doubtful & present) == present) return 0;
   for (int r = 0; r < count; ++r)
     if (!(safe >> r & 1)) scan_or_drop(call, group, numbers[r], rows[r], s.queue);
@@ -297,7 +310,9 @@ static int64_t search_sets(const Nearest& call, int64_t group, Level level, int 
     for (int r = first; r < first + SET && r < end; ++r) __builtin_prefetch(s.rows.at[r] + call.x.group_stride);
     for (int64_t line = first; line < first + SET && line * 16 < code_values; ++line)
       __builtin_prefetch(code_rows + line * 16);
-    best_of(s.centred + first * PADDED, packed, call.panels, s.best + first, s.where + first, s.second + first);
+    const float* centred = s.centred + first * PADDED;
+    best_of(centred, packed, call.panels, s.best + first, s.where + first, s.second + first);
+    if (bunched<PADDED>(call)) choose_codes<PADDED>(centred, packed, s.chosen, s.where + first, s.second + first);
   }
   for (int first = from; first < end; first += LANES)
     store(s.thresholds + first,
