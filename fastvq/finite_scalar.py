@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import validation as check
+from .dropout import QuantizeDropout
 from .grouped import Quantized
 from .scalar import ScalarQuantizer, code_count, straight_through
 
@@ -37,7 +38,15 @@ class _FiniteScalar(ScalarQuantizer):
     basis: Tensor
 
     def __init__(
-        self, dim: int, levels: list[int], *, groups: int, num_quantizers: int, channel_dim: int, check_finite: bool
+        self,
+        dim: int,
+        levels: list[int],
+        *,
+        groups: int,
+        num_quantizers: int,
+        dropout: QuantizeDropout | None,
+        channel_dim: int,
+        check_finite: bool,
     ) -> None:
         super().__init__(
             dim,
@@ -45,6 +54,7 @@ class _FiniteScalar(ScalarQuantizer):
             code_count(levels),
             groups=groups,
             num_quantizers=num_quantizers,
+            dropout=dropout,
             channel_dim=channel_dim,
             check_finite=check_finite,
         )
@@ -113,18 +123,20 @@ class FSQ(_FiniteScalar):
             checked_levels(levels, 2 if symmetric else 3),
             groups=1,
             num_quantizers=1,
+            dropout=None,
             channel_dim=channel_dim,
             check_finite=check_finite,
         )
         check.unit_interval("noise_dropout", noise_dropout)
         self.symmetric, self.noise_dropout = symmetric, noise_dropout
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, lengths: Tensor | None = None) -> Quantized:
         """Quantizes.
 
         Args:
             x: dim channels on ``channel_dim``, any other axes R, at least one; e.g. (B, T, C).
             mask: (*R), bool, True where a row is valid.
+            lengths: (B,), int64: of the first axis after the batch only so many rows are valid. In place of mask.
 
         Returns:
             quantized: as x; zeros where masked, NaN where x is not finite.
@@ -134,12 +146,12 @@ class FSQ(_FiniteScalar):
         Raises:
             TypeError, ValueError: shapes or dtypes that do not fit; with check_finite, a row that is not finite.
         """
-        quantized, indices, loss = self._quantized(x, mask)
+        quantized, indices, loss = self._quantized(x, mask, lengths)
         return Quantized(quantized, indices.flatten(-2).squeeze(-1), loss)
 
-    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x and mask as for forward -> indices (*R)."""
-        return self._encoded(x, mask).flatten(-2).squeeze(-1)
+    def encode(self, x: Tensor, mask: Tensor | None = None, *, lengths: Tensor | None = None) -> Tensor:
+        """x, mask and lengths as for forward -> indices (*R)."""
+        return self._encoded(x, mask, lengths).flatten(-2).squeeze(-1)
 
     def decode(self, indices: Tensor) -> Tensor:
         """indices (*R) -> quantized, channels on ``channel_dim``; -1 gives zeros.
@@ -165,7 +177,7 @@ class FSQ(_FiniteScalar):
         half = self.levels // 2
         return (position - half) / half
 
-    def _quantize(self, z: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _quantize(self, z: Tensor, valid: Tensor, taken: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         position = self._position(z)
         level = position.detach().round()
         index = self._levels_to_index(level)
@@ -192,11 +204,11 @@ class GroupedResidualFSQ(_FiniteScalar):
     bound by its derivative.
 
     Args:
-        dim: channels of the input; where dim // groups is not the number of levels, linear layers of each group lead
-            there and back.
+        dim: channels of the input; where it is not G times the number of levels, linear layers lead there and back.
         levels: the levels of each channel of the code, from 2.
-        groups: G; divides dim.
+        groups: G.
         num_quantizers: Q, stages.
+        dropout: in training, how many stages are taken (:class:`fastvq.QuantizeDropout`); None for all.
         channel_dim: axis of the channels: -1 for (B, T, C), 1 for (B, C, T) or (B, C, H, W).
         check_finite: raise on a non-finite row, naming it; costs a sync, refused under torch.compile.
 
@@ -223,6 +235,7 @@ class GroupedResidualFSQ(_FiniteScalar):
         *,
         groups: int,
         num_quantizers: int,
+        dropout: QuantizeDropout | None = None,
         channel_dim: int = -1,
         check_finite: bool = False,
     ) -> None:
@@ -231,17 +244,18 @@ class GroupedResidualFSQ(_FiniteScalar):
             checked_levels(levels, 2),
             groups=groups,
             num_quantizers=num_quantizers,
+            dropout=dropout,
             channel_dim=channel_dim,
             check_finite=check_finite,
         )
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, lengths: Tensor | None = None) -> Quantized:
         """As :meth:`fastvq.FSQ.forward`, with indices (*R, G, Q)."""
-        return self._quantized(x, mask)
+        return self._quantized(x, mask, lengths)
 
-    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x and mask as for forward -> indices (*R, G, Q)."""
-        return self._encoded(x, mask)
+    def encode(self, x: Tensor, mask: Tensor | None = None, *, lengths: Tensor | None = None) -> Tensor:
+        """x, mask and lengths as for forward -> indices (*R, G, Q)."""
+        return self._encoded(x, mask, lengths)
 
     def decode(self, indices: Tensor) -> Tensor:
         """indices (*R, G, Q) -> quantized, channels on ``channel_dim``; -1 adds nothing.
@@ -277,10 +291,14 @@ class GroupedResidualFSQ(_FiniteScalar):
             scale = scale / levels
         return total
 
-    def _quantize(self, z: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _quantize(self, z: Tensor, valid: Tensor, taken: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         bounded, levels = self._bounded(z), self.levels.to(z.dtype)
         digits, reach = self._digits(bounded), levels / (levels - 1)
-        return straight_through(bounded * reach, self._sum(digits)), self._levels_to_index(digits), z.new_zeros(())
+        return (
+            straight_through(bounded * reach, self._sum(digits, taken)),
+            self._levels_to_index(digits),
+            z.new_zeros(()),
+        )
 
     def _indices(self, z: Tensor) -> Tensor:
         return self._levels_to_index(self._digits(self._bounded(z)))
@@ -312,6 +330,7 @@ class ResidualFSQ(GroupedResidualFSQ):
         levels: Sequence[int],
         *,
         num_quantizers: int,
+        dropout: QuantizeDropout | None = None,
         channel_dim: int = -1,
         check_finite: bool = False,
     ) -> None:
@@ -320,18 +339,19 @@ class ResidualFSQ(GroupedResidualFSQ):
             levels,
             groups=1,
             num_quantizers=num_quantizers,
+            dropout=dropout,
             channel_dim=channel_dim,
             check_finite=check_finite,
         )
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, lengths: Tensor | None = None) -> Quantized:
         """As :meth:`fastvq.FSQ.forward`, with indices (*R, Q)."""
-        quantized, indices, loss = super().forward(x, mask)
+        quantized, indices, loss = super().forward(x, mask, lengths=lengths)
         return Quantized(quantized, indices.squeeze(-2), loss)
 
-    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x -> indices (*R, Q)."""
-        return super().encode(x, mask).squeeze(-2)
+    def encode(self, x: Tensor, mask: Tensor | None = None, *, lengths: Tensor | None = None) -> Tensor:
+        """x, mask and lengths as for forward -> indices (*R, Q)."""
+        return super().encode(x, mask, lengths=lengths).squeeze(-2)
 
     def decode(self, indices: Tensor) -> Tensor:
         """indices (*R, Q) -> quantized; -1 adds nothing."""

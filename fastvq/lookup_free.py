@@ -10,6 +10,7 @@ from torch.nn import functional as nnf
 
 from . import bit_entropy
 from . import validation as check
+from .dropout import QuantizeDropout
 from .grouped import Quantized
 from .scalar import ScalarQuantizer, mean_of, straight_through
 
@@ -66,11 +67,11 @@ class GroupedResidualLFQ(ScalarQuantizer):
     its residual divided by s, so that one temperature means the same at each.
 
     Args:
-        dim: channels of the input; where dim // groups is not the number of bits, linear layers of each group lead
-            there and back.
+        dim: channels of the input; where it is not G times the number of bits, linear layers lead there and back.
         codebook_size: K, codes of a stage; a power of two.
-        groups: G; divides dim.
+        groups: G.
         num_quantizers: Q, stages.
+        dropout: in training, how many stages are taken (:class:`fastvq.QuantizeDropout`); None for all.
         entropy: the entropy loss; by default ``CodeEntropy()``.
         commitment_weight: weight of mean((z - sg(code))^2), with z and code as shares of the stage's s.
         channel_dim: axis of the channels: -1 for (B, T, C), 1 for (B, C, T) or (B, C, H, W).
@@ -101,6 +102,7 @@ class GroupedResidualLFQ(ScalarQuantizer):
         *,
         groups: int,
         num_quantizers: int,
+        dropout: QuantizeDropout | None = None,
         entropy: CodeEntropy | None = None,
         commitment_weight: float = 0.0,
         channel_dim: int = -1,
@@ -118,6 +120,7 @@ class GroupedResidualLFQ(ScalarQuantizer):
             codebook_size,
             groups=groups,
             num_quantizers=num_quantizers,
+            dropout=dropout,
             channel_dim=channel_dim,
             check_finite=check_finite,
         )
@@ -136,12 +139,13 @@ class GroupedResidualLFQ(ScalarQuantizer):
         self.unit = 1.0
         self.register_buffer("places", torch.arange(bits - 1, -1, -1), persistent=False)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, lengths: Tensor | None = None) -> Quantized:
         """Quantizes.
 
         Args:
             x: dim channels on ``channel_dim``, any other axes R, at least one; e.g. (B, T, C).
             mask: (*R), bool, True where a row is valid.
+            lengths: (B,), int64: of the first axis after the batch only so many rows are valid. In place of mask.
 
         Returns:
             quantized: as x; zeros where masked, NaN where x is not finite.
@@ -151,11 +155,11 @@ class GroupedResidualLFQ(ScalarQuantizer):
         Raises:
             TypeError, ValueError: shapes or dtypes that do not fit; with check_finite, a row that is not finite.
         """
-        return self._quantized(x, mask)
+        return self._quantized(x, mask, lengths)
 
-    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x and mask as for forward -> indices (*R, G, Q)."""
-        return self._encoded(x, mask)
+    def encode(self, x: Tensor, mask: Tensor | None = None, *, lengths: Tensor | None = None) -> Tensor:
+        """x, mask and lengths as for forward -> indices (*R, G, Q)."""
+        return self._encoded(x, mask, lengths)
 
     def decode(self, indices: Tensor) -> Tensor:
         """indices (*R, G, Q) -> quantized, channels on ``channel_dim``; -1 adds nothing.
@@ -165,43 +169,50 @@ class GroupedResidualLFQ(ScalarQuantizer):
         """
         return self._decoded(indices)
 
-    def _signs(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (..., C) -> bits (..., Q, C), what each stage is given as a share of its s, and the sum of the codes."""
-        left, total, bits, given = z, torch.zeros_like(z), [], []
+    def _signs(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """z (..., C) -> bits (..., Q, C), and what each stage is given as a share of its s."""
+        left, bits, given = z, [], []
         for stage in range(self.num_quantizers):
             scale = 0.5**stage
             bit = left > 0
-            code = torch.where(bit, scale * self.unit, -scale * self.unit).to(z.dtype)
             given.append(left / scale)
             bits.append(bit)
-            left, total = left - code, total + code
-        return torch.stack(bits, -2), torch.stack(given, -2), total
+            left = left - torch.where(bit, scale * self.unit, -scale * self.unit).to(z.dtype)
+        return torch.stack(bits, -2), torch.stack(given, -2)
 
     def _index(self, bits: Tensor) -> Tensor:
         return (bits.long() << self.places).sum(-1)
 
-    def _quantize(self, z: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        bits, given, total = self._signs(z)
+    def _sum(self, bits: Tensor, dtype: torch.dtype, taken: Tensor | None) -> Tensor:
+        """Bits (..., Q, C) -> the sum of the stages' codes, left to right; stages not ``taken`` add nothing."""
+        total = torch.zeros(bits.shape[:-2] + bits.shape[-1:], dtype=dtype, device=bits.device)
+        for stage in range(self.num_quantizers):
+            scale = 0.5**stage * self.unit
+            code = torch.where(bits[..., stage, :], scale, -scale).to(dtype)
+            total = total + (code if taken is None else torch.where(taken[..., stage, None], code, 0))
+        return total
+
+    def _quantize(self, z: Tensor, valid: Tensor, taken: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        bits, given = self._signs(z)
         loss = z.new_zeros(())
+        counted = valid.unsqueeze(-1).expand(*valid.shape, self.num_quantizers)
+        if taken is not None:
+            counted = counted & taken
         rows = given.flatten(1, 2).transpose(1, 2).flatten(0, 1)  # (G Q, N, C)
-        counted = valid.flatten(1).unsqueeze(1).expand(-1, self.num_quantizers, -1).flatten(0, 1)
+        counted = counted.flatten(1, 2).transpose(1, 2).flatten(0, 1)
         if self.entropy.weight:
             loss = loss + self.entropy(rows, counted, self.unit)
         if self.commitment_weight:
             target = torch.where(rows > 0, self.unit, -self.unit)
             loss = loss + self.commitment_weight * mean_of((rows - target).square(), counted)
-        return straight_through(z, total), self._index(bits), loss
+        return straight_through(z, self._sum(bits, z.dtype, taken)), self._index(bits), loss
 
     def _indices(self, z: Tensor) -> Tensor:
         return self._index(self._signs(z)[0])
 
     def _codes(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
-        total = torch.zeros((), dtype=dtype, device=indices.device)
-        for stage in range(self.num_quantizers):
-            index, scale = indices[..., stage, None], 0.5**stage * self.unit
-            code = torch.where((index >> self.places & 1) > 0, scale, -scale).to(dtype)
-            total = total + torch.where(index >= 0, code, 0)
-        return total
+        bits = (indices.unsqueeze(-1) >> self.places & 1) > 0
+        return self._sum(bits, dtype, indices >= 0)
 
 
 class ResidualLFQ(GroupedResidualLFQ):
@@ -227,6 +238,7 @@ class ResidualLFQ(GroupedResidualLFQ):
         codebook_size: int,
         *,
         num_quantizers: int,
+        dropout: QuantizeDropout | None = None,
         entropy: CodeEntropy | None = None,
         commitment_weight: float = 0.0,
         channel_dim: int = -1,
@@ -237,20 +249,21 @@ class ResidualLFQ(GroupedResidualLFQ):
             codebook_size,
             groups=1,
             num_quantizers=num_quantizers,
+            dropout=dropout,
             entropy=entropy,
             commitment_weight=commitment_weight,
             channel_dim=channel_dim,
             check_finite=check_finite,
         )
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, lengths: Tensor | None = None) -> Quantized:
         """As :meth:`fastvq.GroupedResidualLFQ.forward`, with indices (*R, Q)."""
-        quantized, indices, loss = super().forward(x, mask)
+        quantized, indices, loss = super().forward(x, mask, lengths=lengths)
         return Quantized(quantized, indices.squeeze(-2), loss)
 
-    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x -> indices (*R, Q)."""
-        return super().encode(x, mask).squeeze(-2)
+    def encode(self, x: Tensor, mask: Tensor | None = None, *, lengths: Tensor | None = None) -> Tensor:
+        """x, mask and lengths as for forward -> indices (*R, Q)."""
+        return super().encode(x, mask, lengths=lengths).squeeze(-2)
 
     def decode(self, indices: Tensor) -> Tensor:
         """indices (*R, Q) -> quantized; -1 adds nothing."""
@@ -304,20 +317,20 @@ class LFQ(ResidualLFQ):
             check_finite=check_finite,
         )
         self.spherical = spherical
-        self.unit = self.code_dim**-0.5 if spherical else 1.0
+        self.unit = self.codebook_dim**-0.5 if spherical else 1.0
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, lengths: Tensor | None = None) -> Quantized:
         """As :meth:`fastvq.GroupedResidualLFQ.forward`, with indices (*R)."""
-        quantized, indices, loss = super().forward(x, mask)
+        quantized, indices, loss = super().forward(x, mask, lengths=lengths)
         return Quantized(quantized, indices.squeeze(-1), loss)
 
-    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x -> indices (*R)."""
-        return super().encode(x, mask).squeeze(-1)
+    def encode(self, x: Tensor, mask: Tensor | None = None, *, lengths: Tensor | None = None) -> Tensor:
+        """x, mask and lengths as for forward -> indices (*R)."""
+        return super().encode(x, mask, lengths=lengths).squeeze(-1)
 
     def decode(self, indices: Tensor) -> Tensor:
         """indices (*R) -> quantized; -1 gives zeros."""
         return super().decode(indices.unsqueeze(-1))
 
-    def _quantize(self, z: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return super()._quantize(nnf.normalize(z, dim=-1) if self.spherical else z, valid)
+    def _quantize(self, z: Tensor, valid: Tensor, taken: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        return super()._quantize(nnf.normalize(z, dim=-1) if self.spherical else z, valid, taken)

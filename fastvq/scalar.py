@@ -9,33 +9,8 @@ from torch import Tensor, nn
 
 from . import validation as check
 from .channels import ChannelGroups
+from .dropout import QuantizeDropout
 from .grouped import Quantized
-
-
-class GroupLinear(nn.Module):
-    """A linear layer for each group: (G, R1, R2, in) -> (G, R1, R2, out).
-
-    Args:
-        groups: G.
-        inputs, outputs: channels.
-
-    Parameters:
-        weight (G, out, in), bias (G, out): drawn as ``torch.nn.Linear`` draws its own.
-    """
-
-    def __init__(self, groups: int, inputs: int, outputs: int) -> None:
-        super().__init__()
-        bound = inputs**-0.5
-        self.weight = nn.Parameter(torch.empty(groups, outputs, inputs).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(groups, outputs).uniform_(-bound, bound))
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.to(self.weight.dtype).flatten(1, 2)
-        return (rows @ self.weight.mT + self.bias.unsqueeze(1)).unflatten(1, x.shape[1:3])
-
-    def extra_repr(self) -> str:
-        groups, outputs, inputs = self.weight.shape
-        return f"groups={groups}, inputs={inputs}, outputs={outputs}"
 
 
 def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
@@ -51,10 +26,11 @@ class ScalarQuantizer(ChannelGroups):
 
     Args:
         dim: channels of the input.
-        code_dim: dimension of a group's codes; where dim // groups differs, linear layers lead there and back.
+        code_dim: dimension of a group's codes; where G of it do not add up to dim, linear layers lead there and back.
         codebook_size: K, codes of a stage.
-        groups: G; divides dim.
+        groups: G.
         num_quantizers: Q, stages.
+        dropout: in training, how many stages are taken; None for all.
         channel_dim: axis of the channels: -1 for (B, T, C), 1 for (B, C, T) or (B, C, H, W).
         check_finite: raise on a non-finite row, naming it; costs a sync, refused under torch.compile.
 
@@ -70,19 +46,27 @@ class ScalarQuantizer(ChannelGroups):
         *,
         groups: int,
         num_quantizers: int,
+        dropout: QuantizeDropout | None,
         channel_dim: int,
         check_finite: bool,
     ) -> None:
-        super().__init__(dim, groups, channel_dim=channel_dim, check_finite=check_finite)
+        super().__init__(
+            dim, groups=groups, codebook_dim=code_dim, channel_dim=channel_dim, check_finite=check_finite
+        )
         check.positive("num_quantizers", num_quantizers)
-        self.code_dim, self.codebook_size, self.num_quantizers = code_dim, codebook_size, num_quantizers
-        width = dim // groups
-        projected = width != code_dim
-        self.project_in = GroupLinear(groups, width, code_dim) if projected else nn.Identity()
-        self.project_out = GroupLinear(groups, code_dim, width) if projected else nn.Identity()
+        if dropout is not None and not isinstance(dropout, QuantizeDropout):
+            raise TypeError(f"dropout must be a QuantizeDropout or None, got {type(dropout).__name__}")
+        self.codebook_size, self.num_quantizers, self.dropout = codebook_size, num_quantizers, dropout
 
-    def _quantize(self, z: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (G, R1, R2, C), finite, valid (G, R1, R2) -> codes as z, indices (G, R1, R2, Q), the loss."""
+    def _quantize(self, z: Tensor, valid: Tensor, taken: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """What forward does with rows.
+
+        Args:
+            z: (G, R1, R2, C), finite. valid: (G, R1, R2). taken: (R1, R2, Q) or what broadcasts to it, or None.
+
+        Returns:
+            Codes as z, indices (G, R1, R2, Q) of all stages, and the loss.
+        """
         raise NotImplementedError
 
     def _indices(self, z: Tensor) -> Tensor:
@@ -93,33 +77,48 @@ class ScalarQuantizer(ChannelGroups):
         """indices (G, R1, R2, Q) in [0, K) or -1 -> the sum of the stages' codes, (G, R1, R2, C)."""
         raise NotImplementedError
 
-    def _latent(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, torch.Size]:
+    def _latent(
+        self, x: Tensor, mask: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None, torch.Size]:
         """x -> z (G, R1, R2, C) with zeros for rows that are not finite, which rows are, the mask, the shape R."""
-        rows, mask, shape = self._rows(x, mask, x)
-        finite = rows.isfinite().all(-1)
-        # Zeros before the projection: a NaN times a gradient of zero would still spoil the weight's gradient.
-        z = self.project_in(torch.where(finite.unsqueeze(-1), rows, 0))
-        z = z if z.dtype == torch.float64 else z.float()
-        if isinstance(self.project_in, GroupLinear):
-            finite = finite & z.isfinite().all(-1)
-            z = torch.where(finite.unsqueeze(-1), z, 0)
-        return z, finite, mask, shape
+        check.floating("x", x)
+        wide = x
+        if isinstance(self.project_in, nn.Linear):
+            # Zeros before the projection: a NaN times a gradient of zero would still spoil the weight's gradient.
+            wide = x if self.check_finite else torch.where(x.isfinite(), x, 0)
+            wide = wide.to(self.project_in.weight.dtype)
+        rows, mask, shape = self._rows(wide, mask, lengths, x)
+        z = rows if rows.dtype == torch.float64 else rows.float()
+        finite = z.isfinite().all(-1)
+        if isinstance(self.project_in, nn.Linear):
+            finite = finite & x.movedim(self.channel_dim, -1).isfinite().all(-1).reshape(z.shape[1:3])
+        return torch.where(finite.unsqueeze(-1), z, 0), finite, mask, shape
 
-    def _quantized(self, x: Tensor, mask: Tensor | None) -> Quantized:
+    def _quantized(self, x: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Quantized:
         """As forward, with indices (*R, G, Q)."""
-        z, finite, mask, shape = self._latent(x, mask)
+        z, finite, mask, shape = self._latent(x, mask, lengths)
         valid = finite if mask is None else finite & mask
-        codes, indices, loss = self._quantize(z, valid)
-        quantized = self.project_out(codes).to(x.dtype)
-        quantized = torch.where(finite.unsqueeze(-1), quantized, float("nan"))
+        taken = None
+        if self.training and self.dropout is not None:
+            number = self.dropout(z.shape[1:3], self.num_quantizers, z.device)
+            taken = torch.arange(self.num_quantizers, device=z.device) < number.unsqueeze(-1)
+        codes, indices, loss = self._quantize(z, valid, taken)
+        indices = torch.where(valid.unsqueeze(-1) if taken is None else valid.unsqueeze(-1) & taken, indices, -1)
+        # A row that is not finite becomes NaN, behind the projection and not before, for the reason above.
+        lost = torch.where(finite, 0.0, float("nan")).to(codes.dtype).unsqueeze(-1)
+        if isinstance(self.project_out, nn.Linear):
+            quantized = self._restore(codes, shape)
+            spoilt = lost.sum(0).reshape(*shape, 1).movedim(-1, self.channel_dim)
+            quantized = quantized + spoilt.to(quantized.dtype)
+        else:
+            quantized = self._restore(codes + lost, shape)
         if mask is not None:
-            quantized = torch.where(mask.unsqueeze(-1), quantized, 0)
-        indices = torch.where(valid.unsqueeze(-1), indices, -1)
-        return Quantized(self._restore(quantized, shape), self._index_shape(indices, shape), loss)
+            quantized = torch.where(mask.reshape(*shape, 1).movedim(-1, self.channel_dim), quantized, 0)
+        return Quantized(quantized.to(x.dtype), self._index_shape(indices, shape), loss)
 
-    def _encoded(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def _encoded(self, x: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
         """x -> indices (*R, G, Q)."""
-        z, finite, mask, shape = self._latent(x, mask)
+        z, finite, mask, shape = self._latent(x, mask, lengths)
         valid = finite if mask is None else finite & mask
         return self._index_shape(torch.where(valid.unsqueeze(-1), self._indices(z), -1), shape)
 
@@ -129,11 +128,10 @@ class ScalarQuantizer(ChannelGroups):
         if flat.device.type == "cpu" and not torch.compiler.is_compiling():
             self._raise_unless_known(flat)
         weight = getattr(self.project_out, "weight", None)
-        dtype = torch.float32 if weight is None else weight.dtype
-        codes = self._codes(flat, torch.promote_types(dtype, torch.float32))
-        out = self.project_out(codes)
+        dtype = torch.float32 if weight is None else torch.promote_types(weight.dtype, torch.float32)
         # A bias must not make a vector of no code.
-        return self._restore(torch.where((flat >= 0).any(-1, keepdim=True), out, 0), shape)
+        known = (flat >= 0).any(-1).any(0)
+        return self._restore(self._codes(flat, dtype), shape, known)
 
     def _raise_unless_known(self, indices: Tensor) -> None:
         if bool(((indices < -1) | (indices >= self.codebook_size)).any()):

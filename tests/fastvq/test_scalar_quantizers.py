@@ -16,6 +16,7 @@ from fastvq import (
     CodeEntropy,
     GroupedResidualFSQ,
     GroupedResidualLFQ,
+    QuantizeDropout,
     ResidualFSQ,
     ResidualLFQ,
 )
@@ -302,15 +303,46 @@ def test_residual_gradients_pass_once():
 
 def test_groups_are_as_many_separate_quantizers():
     torch.manual_seed(0)
-    whole = GroupedResidualFSQ(12, [5, 3], groups=3, num_quantizers=4)
     x = torch.randn(2, 9, 12)
+    whole, part = (
+        GroupedResidualFSQ(12, [5, 3, 4], groups=4, num_quantizers=4),
+        ResidualFSQ(3, [5, 3, 4], num_quantizers=4),
+    )
     out = whole(x)
-    for group in range(3):
-        part = ResidualFSQ(4, [5, 3], num_quantizers=4)
-        part.load_state_dict({name: value[group : group + 1] for name, value in whole.state_dict().items()})
-        alone = part(x[..., 4 * group : 4 * group + 4])
+    for group in range(4):
+        alone = part(x[..., 3 * group : 3 * group + 3])
         assert torch.equal(alone.indices, out.indices[..., group, :])
-        torch.testing.assert_close(alone.quantized, out.quantized[..., 4 * group : 4 * group + 4])
+        assert torch.equal(alone.quantized, out.quantized[..., 3 * group : 3 * group + 3])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **k: GroupedResidualFSQ(12, [5, 3], groups=3, num_quantizers=4, **k),
+        lambda **k: GroupedResidualLFQ(12, 16, groups=3, num_quantizers=4, commitment_weight=0.1, **k),
+    ],
+)
+def test_dropout_of_stages(make):
+    torch.manual_seed(0)
+    quantizer = make(dropout=QuantizeDropout(per_sequence=True))
+    x = torch.randn(40, 9, 12)
+    out = quantizer(x)
+    number = (out.indices >= 0).sum(-1)
+    assert (number == number[:, :1, :1]).all()
+    assert set(number.unique().tolist()) == {1, 2, 3, 4}
+    expected = torch.where(torch.arange(4) < number.unsqueeze(-1), quantizer.eval()(x).indices, -1)
+    assert torch.equal(out.indices, expected)
+    assert torch.equal(quantizer.decode(out.indices), out.quantized)
+    assert out.loss.isfinite()
+
+
+def test_lengths_are_a_mask():
+    x, lengths = torch.randn(3, 5, 12), torch.tensor([5, 0, 2])
+    fsq = FSQ(12, [8, 5, 3])
+    out, expected = fsq(x, lengths=lengths), fsq(x, torch.arange(5) < lengths.unsqueeze(-1))
+    assert torch.equal(out.quantized, expected.quantized)
+    assert torch.equal(out.indices, expected.indices)
+    assert torch.equal(fsq.encode(x, lengths=lengths), out.indices)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +367,7 @@ def test_groups_are_as_many_separate_quantizers():
             ValueError,
             r"\(\*R, 1, 2\)",
         ),
-        (lambda: GroupedResidualFSQ(4, [8], groups=3, num_quantizers=2), ValueError, "multiple of groups"),
+        (lambda: ResidualFSQ(3, [8], num_quantizers=2, dropout=0.5), TypeError, "must be a QuantizeDropout or None"),
         (lambda: LFQ(3, 9), ValueError, "power of two"),
         (lambda: LFQ(3, 1), ValueError, "power of two from 2"),
         (lambda: LFQ(3, 2**30), ValueError, r"CodeEntropy\(groups=...\)"),
