@@ -12,7 +12,7 @@ constexpr int AT_ONCE = 4;  // rows that share the loads of a code
 
 // Rows of one group beyond which packed codes are worth their preparation: fewer where rows are short, since adding up
 // the lanes of a sum is then a larger part of the work.
-FASTVQ_INLINE int64_t direct_rows(int64_t dim) { return dim < 128 ? 16 + dim / 4 : 48; }
+FASTVQ_INLINE int64_t direct_rows(int64_t dim) { return dim <= 16 ? AT_ONCE : dim < 128 ? 16 + dim / 4 : 48; }
 
 struct DirectScratch {
   BlockRows rows;
@@ -108,7 +108,9 @@ static void search_direct(const Nearest& call, int64_t group, int64_t first, int
   const int count = s.rows.collect(call, group, first, last);
   for (int r = 0; r < count; r += AT_ONCE) {
     const int left = count - r < AT_ONCE ? count - r : AT_ONCE;
-    const auto search = left == 1 ? search_rows_direct<1> : search_rows_direct<AT_ONCE>;
+    const auto search = left == 1   ? search_rows_direct<1>
+                        : left == 2 ? search_rows_direct<2>
+                                    : search_rows_direct<AT_ONCE>;
     search(call, group, r, left, s);
   }
   scan_queued<float>(call, group, s.queue);

@@ -11,9 +11,9 @@ constexpr int64_t FEW_ROWS = 2 * TILE;  // of narrow ones, for which lanes = cod
 
 Kind choose_kind(const PreparedCodes& call, int64_t rows) {
   if (call.doubles || call.codebook.dim > COARSE_DIM) return Kind::scan;
-  if (call.codebook.dim <= WIDEST) return Kind::lanes;
   const bool few = rows <= direct_rows(call.codebook.dim);
-  return few && call.metric == Metric::l2 && !call.copies_codes ? Kind::direct : Kind::panels;
+  if (few && call.metric == Metric::l2 && !call.copies_codes) return Kind::direct;
+  return call.codebook.dim <= WIDEST ? Kind::lanes : Kind::panels;
 }
 
 void plan(PreparedCodes& call, int64_t rows) {

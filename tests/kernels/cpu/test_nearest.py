@@ -16,17 +16,23 @@ DIMS = [1, 2, 3, 4, 7, 8, 9, 16, 17, 33, 130, 513]
 CODES = [1, 2, 31, 33, 511]
 
 
-MANY = 49  # rows of a group for which codes are always packed
+FEW = 3  # rows of a group for which codes are never packed
+MANY = 49  # for which they always are
 
 
 def check(cpu: ModuleType, x: Tensor, codebook: Tensor, mask: Tensor | None = None, metric: str = "l2") -> None:
     """Asserts that codes equal the reference's and distances are within rounding of them.
 
-    A few rows are searched without preparing the codes, so they are checked once more as part of many.
+    A few rows are searched without preparing the codes, so they are checked once more as part of many, and the first
+    of many a few at a time.
     """
     expected, values = reference.nearest(x, codebook, mask, metric)
     compare(cpu, x, codebook, mask, metric, expected, values)
     rows = x.shape[1] * x.shape[2]
+    for first in range(0, min(x.shape[1], 8 * FEW), FEW):
+        part = (slice(None), slice(first, first + FEW))
+        few = None if mask is None else mask[part]
+        compare(cpu, x[part], codebook, few, metric, expected[part], values[part])
     if 0 < rows < MANY:
         times = (1, -(-MANY // rows), 1)
         mask = None if mask is None else mask.repeat(times)
@@ -82,7 +88,7 @@ def test_codes_are_the_oracles(cpu, dim, dtype):
 
 
 @pytest.mark.parametrize("dim", [1, 8, 40])
-@pytest.mark.parametrize("rows", [0, 1, 11, 12, 13, 31, 32, 33, 97, 521])
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 5, 11, 12, 13, 31, 32, 33, 97, 521])
 def test_every_number_of_rows(cpu, rows, dim):
     x, codebook = make(rows, 9, dim, torch.float32, groups=3)
     check(cpu, x, codebook)
