@@ -2,6 +2,7 @@
 
 from . import codes, functional, losses, metrics, ops
 from ._version import __version__
+from .attention import AttentionVQ, ResidualAttentionVQ
 from .clustering import kmeans, kmeans_stream
 from .codebook import Codebook
 from .dropout import QuantizeDropout
@@ -9,6 +10,7 @@ from .estimators import DiVeQ, GumbelSoftmax, RotationTrick, StraightThrough
 from .finite_scalar import FSQ, GroupedResidualFSQ, ResidualFSQ
 from .grouped import GroupedVQ, Quantized
 from .lookup_free import LFQ, CodeEntropy, GroupedResidualLFQ, ResidualLFQ
+from .projected import ProjectedResidualVQ
 from .residual import GroupedResidualVQ, ResidualVQ
 from .residual_codebook import ResidualCodebook
 from .rules import (
@@ -22,6 +24,7 @@ from .rules import (
     RandomInit,
     RelativeUsage,
 )
+from .sim_vq import ResidualSimVQ, SimVQ
 from .vector_quantize import VectorQuantize
 
 __all__ = [
@@ -29,6 +32,7 @@ __all__ = [
     "FSQ",
     "LFQ",
     "AbsoluteUsage",
+    "AttentionVQ",
     "CodeEntropy",
     "Codebook",
     "CodebookRules",
@@ -42,15 +46,19 @@ __all__ = [
     "GumbelSoftmax",
     "KMeansInit",
     "Learned",
+    "ProjectedResidualVQ",
     "QuantizeDropout",
     "Quantized",
     "RandomInit",
     "RelativeUsage",
+    "ResidualAttentionVQ",
     "ResidualCodebook",
     "ResidualFSQ",
     "ResidualLFQ",
+    "ResidualSimVQ",
     "ResidualVQ",
     "RotationTrick",
+    "SimVQ",
     "StraightThrough",
     "VectorQuantize",
     "__version__",

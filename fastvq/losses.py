@@ -119,9 +119,10 @@ class _CodebookLoss(torch.autograd.Function):
         if valid is not None:
             errors = torch.where(valid, errors, 0)
         number = number * x.shape[-1]
-        # Here and not in the backward pass, before which dead codes may be replaced in place.
-        sums, counts = F.residual_segment_sum(x, indices, codebooks, impl=impl)
-        ctx.save_for_backward((counts.unsqueeze(-1) * codebooks - sums) * (2 / number))
+        if ctx.needs_input_grad[0]:
+            # Here and not in the backward pass, before which dead codes may be replaced in place.
+            sums, counts = F.residual_segment_sum(x, indices, codebooks, impl=impl)
+            ctx.save_for_backward((counts.unsqueeze(-1) * codebooks - sums) * (2 / number))
         return errors.sum() / number
 
     @staticmethod
@@ -153,6 +154,8 @@ def codebook_loss(
     Returns:
         A scalar, float32 (float64 for float64).
     """
+    if not torch.is_grad_enabled():
+        codebooks = codebooks.detach()
     loss: Tensor = _CodebookLoss.apply(codebooks, x.detach(), indices, errors, valid, impl)
     return loss
 

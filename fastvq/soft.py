@@ -6,6 +6,7 @@ Where gradients are wanted, a chunk is computed again in the backward pass.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +89,37 @@ def sample(
         return kept.long().view(shape), (rows.view(x.shape) if relaxed else None)
     indices = torch.where(kept, torch.cat([p[0] for p in parts], 1), -1).view(shape)
     return indices, torch.cat([p[1] for p in parts], 1).view(x.shape) if relaxed else None
+
+
+class Attended(NamedTuple):
+    """What :func:`attend` returns: the rows' mean values (N, D), the sum over rows of the entropy of their sharpened
+    distribution (), and the sum of those distributions (K,)."""
+
+    means: Tensor
+    entropies: Tensor
+    usage: Tensor
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, weight: Tensor, temperature: float) -> Attended:
+    """Softmax attention of rows over codes, and the entropies of the same at a temperature.
+
+    Args:
+        queries: (N, D), scaled. keys: (K, D). values: (K, E). weight: (N,), 0 for rows that do not count.
+        temperature: of the distributions whose entropies are taken.
+    """
+
+    def part(queries: Tensor, weight: Tensor, keys: Tensor) -> tuple[Tensor, ...]:
+        logits = queries[0] @ keys[0].mT
+        sharp = (logits / temperature).log_softmax(-1)
+        share = sharp.exp()
+        entropies = -(share * sharp).sum(-1)
+        return logits.softmax(-1) @ values, weight[0] @ entropies, weight[0] @ share
+
+    parts = _chunked(part, (queries.unsqueeze(0), weight.unsqueeze(0)), keys.unsqueeze(0))
+    if not parts:
+        return Attended(values[:0], values.new_zeros(()), values.new_zeros(len(keys)))
+    means, entropies, usage = zip(*parts, strict=True)
+    return Attended(torch.cat(means), torch.stack(entropies).sum(), torch.stack(usage).sum(0))
 
 
 def _chunked(
