@@ -206,9 +206,11 @@ def residual_segment_case(groups: int, dim: int, *, dtype: torch.dtype = torch.f
     return lambda: kernels.residual_segment_sum(x, indices, torch.zeros(groups, 6, 4, dim))
 
 
-def ema_case(dim: int, *, dtype: torch.dtype = torch.float32, like_paper: bool = True) -> Callable[[], object]:
+def ema_case(
+    num_codes: int, dim: int, *, dtype: torch.dtype = torch.float32, like_paper: bool = True
+) -> Callable[[], object]:
     """A codebook update; with Laplace smoothing and a relative threshold, or normalised without either."""
-    codes, sizes = torch.ones(1, 8, dim, dtype=dtype), torch.ones(1, 8, dtype=dtype)
+    codes, sizes = torch.ones(1, num_codes, dim, dtype=dtype), torch.ones(1, num_codes, dtype=dtype)
     smoothing = "laplace" if like_paper else "none"
     return lambda: kernels.ema_update_(
         codes, codes, sizes, codes, sizes, 0.99, 1e-5, smoothing, not like_paper, 0.1, like_paper
@@ -224,6 +226,8 @@ def lookup_case(groups: int, stages: int, dim: int, *, dtype: torch.dtype = torc
 CASES: dict[str, Callable[[], object]] = {
     "nearest 64 x 8": nearest_case(64, 8),
     "nearest 64 x 8 bf16": nearest_case(64, 8, dtype=torch.bfloat16),
+    "nearest 16": nearest_case(1, 16),
+    "nearest 3 dot": nearest_case(1, 3, metric="dot"),
     "nearest 32": nearest_case(1, 32),
     "nearest 64": nearest_case(1, 64),
     "nearest 64 bf16": nearest_case(1, 64, dtype=torch.bfloat16),
@@ -249,9 +253,11 @@ CASES: dict[str, Callable[[], object]] = {
     "segment 100 fp64": segment_case(1, 100, dtype=torch.float64),
     "segment 6 stages 512": residual_segment_case(1, 512),
     "segment 6 stages 100": residual_segment_case(4, 100, dtype=torch.bfloat16),
-    "ema 64": ema_case(64),
-    "ema 100 normalised": ema_case(100, like_paper=False),
-    "ema 64 fp64": ema_case(64, dtype=torch.float64),
+    "ema 8 x 8": ema_case(8, 8),
+    "ema 1024 x 64": ema_case(1024, 64),
+    "ema 8 x 100 normalised": ema_case(8, 100, like_paper=False),
+    "ema 8 x 64 fp64": ema_case(8, 64, dtype=torch.float64),
+    "ema 1024 x 64 fp64": ema_case(1024, 64, dtype=torch.float64),
     "lookup 64 x 8": lookup_case(64, 1, 8),
     "lookup 6 stages 512": lookup_case(1, 6, 512),
     "lookup 100 fp64": lookup_case(1, 1, 100, dtype=torch.float64),

@@ -22,6 +22,7 @@ from fastvq.kernels.triton._tiles import (
     scale_for,
     split_float16,
 )
+from fastvq.kernels.triton._units import dealt
 
 
 @triton.jit(do_not_specialize=["K", "D", "stride_cg", "stride_ck", "stride_cd"])
@@ -117,6 +118,7 @@ def split_kernel(
     stride_ck: tl.int64,
     stride_cd: tl.int64,
     METRIC: tl.constexpr,
+    TILE: tl.constexpr,
     BS: tl.constexpr,
     BK: tl.constexpr,
     BD: tl.constexpr,
@@ -129,7 +131,8 @@ def split_kernel(
     blocks = tl.cdiv(K_padded, BK)
     groups = tl.num_programs(0) // blocks
     group = (tl.program_id(0) // blocks).to(tl.int64)
-    o_code = (tl.program_id(0) % blocks) * BK + tl.arange(0, BK).to(tl.int64)
+    o_place = (tl.program_id(0) % blocks) * BK + tl.arange(0, BK).to(tl.int64)
+    o_code = dealt(o_place, TILE) if TILE else o_place
     m_code = o_code < K
     o_d = tl.arange(0, BD)
 
@@ -153,17 +156,17 @@ def split_kernel(
         b_broken = tl.maximum(b_broken, tl.max(tl.where(is_finite(b_code), 0, 1), 1))
         b_scaled = tl.where(m_tile & is_finite(b_code), (b_code - b_mean[None, :]) * scale, 0.0)
         b_high, b_low = split_float16(b_scaled)
-        p_split = (group * K_padded + o_code)[:, None] * D_padded + (d0 + o_d)[None, :]
-        tl.store(high + p_split, b_high, mask=(o_code < K_padded)[:, None])
-        tl.store(low + p_split, b_low, mask=(o_code < K_padded)[:, None])
+        p_split = (group * K_padded + o_place)[:, None] * D_padded + (d0 + o_d)[None, :]
+        tl.store(high + p_split, b_high, mask=(o_place < K_padded)[:, None])
+        tl.store(low + p_split, b_low, mask=(o_place < K_padded)[:, None])
         b_square += tl.sum(b_scaled.to(tl.float64) * b_scaled.to(tl.float64), 1)
         b_entry = b_code.to(tl.float64) * scale.to(tl.float64)
         b_whole += tl.sum(b_entry * b_entry, 1)
 
     m_usable = m_code & (b_broken == 0)
     b_bias = (-0.5 * b_square).to(tl.float32) if METRIC == "l2" else tl.zeros([BK], tl.float32)
-    o_out = group * K_padded + o_code
-    m_out = o_code < K_padded
+    o_out = group * K_padded + o_place
+    m_out = o_place < K_padded
     tl.store(bias + o_out, tl.where(m_usable, b_bias, float("-inf")), mask=m_out)
     b_radius = (tl.sqrt(b_square) * (1 + 2.0**-20)).to(tl.float32)
     tl.store(radius + o_out, tl.where(m_usable, b_radius, 0.0), mask=m_out)
@@ -199,8 +202,13 @@ def launch_unit_rows(codebook: Tensor) -> Tensor:
     return unit
 
 
-def launch_split(codebook: Tensor, metric: str, codes_multiple: int, depth_multiple: int) -> SplitCodebook:
-    """Centres and splits a float32 codebook (G, K, D), padded to whole tiles of the search."""
+def launch_split(
+    codebook: Tensor, metric: str, codes_multiple: int, depth_multiple: int, *, deal: bool
+) -> SplitCodebook:
+    """Centres and splits a float32 codebook (G, K, D), padded to whole tiles of the search.
+
+    With ``deal`` the codes of a tile stand where ``_units.dealt`` says, else in order.
+    """
     groups, num_codes, dim = codebook.shape
     device = codebook.device
     codes_padded = triton.cdiv(num_codes, codes_multiple) * codes_multiple
@@ -244,6 +252,7 @@ def launch_split(codebook: Tensor, metric: str, codes_multiple: int, depth_multi
         D_padded=dim_padded,
         slices=slices,
         METRIC="l2" if metric == "l2" else "dot",
+        TILE=codes_multiple if deal else 0,
         BS=64,
         BK=config.codes,
         BD=depth_multiple,

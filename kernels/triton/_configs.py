@@ -39,6 +39,8 @@ class Config(NamedTuple):
     depth: int = 0
     num_warps: int = 4
     stages: int = 1
+    unit: int = 1  # codes that are compared in float64 in any case, see ``_units``
+    slots: int = 16  # best codes kept of a row
     resident: int = 1  # programs a multiprocessor holds, for kernels whose programs take tile after tile
 
 
@@ -46,22 +48,23 @@ class Config(NamedTuple):
 UNIT_ROWS = Config(codes=64, num_warps=2)
 # A program reduces all K codes of 8 dimensions: 32-byte sectors, and as many programs as D / 8.
 CENTRE = Config(codes=256, depth=8, num_warps=8)
-# The depth is the search's; more than 1024 entries a program spill.
+# The depth is the search's; more than 512 entries a program spill on sm_80.
 SPLIT = Config(codes=16, num_warps=4)
-# A lane is a row. Left alone, ptxas spills 40 bytes on sm_80 to get down to 40 registers; see ``register_limit``.
+# A group is a program, however many codes it has.
+PACK = Config(codes=64, num_warps=4)
+# A lane is a row and the codes of its candidate. Left alone, ptxas spills up to 72 bytes for one more program on a
+# multiprocessor; see ``register_limit``.
 RESOLVE = Config(rows=128, num_warps=4)
-# Inside it, rows that need every code: 8 at a time are 8 chains of sums a lane, which hide each other's latency.
-RESOLVE_SCAN = Config(rows=8, codes=128, num_warps=RESOLVE.num_warps)
+# Inside it, rows that need every code, of which there is seldom more than one: a lane is a code, of two rows.
+RESOLVE_SCAN = Config(rows=2, codes=128, num_warps=RESOLVE.num_warps)
 # 16 x 64 float64 sums are 8 registers a lane with 8 warps; with 4, sm_80 spilled.
 SCAN = Config(rows=16, codes=64, num_warps=8)
 
 # A group's sizes are one program's: 8 iterations for 8192 codes.
 EMA_SIZES = Config(codes=1024, num_warps=8)
-# 8 codes of 64 dimensions are 4 entries a lane, one 16-byte access.
-EMA_CODES = Config(codes=8, depth=64, num_warps=4)
 
 # The search, by how a row is read:
-# short      the whole row in registers, D <= depth (16, 32 or 64). Registers and shared memory leave room for two
+# short      the whole row in registers, D <= depth (32 or 64). Registers and shared memory leave room for two
 #            programs on a multiprocessor, so that one's comparisons run under the other's products. sm_90: one warp
 #            group with 128 codes takes 7.5 instructions a score beside the products, two with 64 codes 11.6.
 # long       the row in pieces: two sums of a tile are alive (a piece's and the row's), so 128 x 128 fills the
@@ -69,18 +72,26 @@ EMA_CODES = Config(codes=8, depth=64, num_warps=4)
 # scattered  the entries of a row lie apart (feature maps) or where no wide access reaches them: every entry has an
 #            address of its own in registers, so tiles and pieces are small.
 SEARCH = {
-    ("sm_80", "short"): Config(rows=128, codes=64, depth=64, num_warps=8, stages=3),
+    ("sm_80", "short"): Config(rows=128, codes=64, depth=64, num_warps=8, stages=3, unit=2, slots=8),
     ("sm_80", "long"): Config(rows=128, codes=64, depth=32, num_warps=8, stages=3),
-    ("sm_80", "scattered"): Config(rows=64, codes=64, depth=16, num_warps=4, stages=3),
-    ("sm_90", "short"): Config(rows=128, codes=128, depth=64, num_warps=4, stages=2),
+    ("sm_80", "scattered"): Config(rows=64, codes=64, depth=16, num_warps=4, stages=3, slots=8),
+    ("sm_90", "short"): Config(rows=128, codes=128, depth=64, num_warps=4, stages=2, unit=2, slots=8),
     ("sm_90", "long"): Config(rows=128, codes=128, depth=32, num_warps=8, stages=3),
-    ("sm_90", "scattered"): Config(rows=64, codes=64, depth=16, num_warps=4, stages=3),
-    ("sm_100", "short"): Config(rows=128, codes=64, depth=64, num_warps=8, stages=3),
+    ("sm_90", "scattered"): Config(rows=64, codes=64, depth=16, num_warps=4, stages=3, slots=8),
+    ("sm_100", "short"): Config(rows=128, codes=128, depth=64, num_warps=8, stages=2, unit=2),
     ("sm_100", "long"): Config(rows=128, codes=128, depth=32, num_warps=8, stages=3),
-    ("sm_100", "scattered"): Config(rows=64, codes=64, depth=16, num_warps=4, stages=3),
-    ("gfx942", "short"): Config(rows=128, codes=64, depth=64, num_warps=8, stages=2),
+    ("sm_100", "scattered"): Config(rows=64, codes=64, depth=16, num_warps=4, stages=3, slots=8),
+    ("gfx942", "short"): Config(rows=128, codes=64, depth=64, num_warps=8, stages=2, unit=2, slots=8),
     ("gfx942", "long"): Config(rows=128, codes=128, depth=32, num_warps=8, stages=2),
-    ("gfx942", "scattered"): Config(rows=64, codes=64, depth=16, num_warps=4, stages=2),
+    ("gfx942", "scattered"): Config(rows=64, codes=64, depth=16, num_warps=4, stages=2, slots=8),
+}
+
+# Rows of up to 16 entries: products are cheap, so tiles are as large as the registers allow, and four codes a unit.
+NARROW = {
+    "sm_80": Config(rows=128, codes=128, num_warps=8, stages=3, unit=4, slots=8),
+    "sm_90": Config(rows=128, codes=128, num_warps=4, stages=3, unit=4, slots=8),
+    "sm_100": Config(rows=128, codes=128, num_warps=4, stages=3, unit=4, slots=8),
+    "gfx942": Config(rows=128, codes=128, num_warps=8, stages=2, unit=4, slots=8),
 }
 
 # Residual stacks, by the length of a row. A scratch stays with its program, so there are as many programs as run at a
@@ -122,8 +133,14 @@ def search(device: torch.device, dim: int, alignment: int) -> Config:
     config = SEARCH[family(device), "short"]
     if dim > config.depth:
         return measured(device, "search long", SEARCH[family(device), "long"])
-    depth = 16 if dim <= 16 else 32 if dim <= 32 else config.depth
+    depth = 32 if dim <= 32 else config.depth
     return measured(device, f"search short {depth}", config._replace(depth=depth))
+
+
+def narrow(device: torch.device, dim: int) -> Config:
+    """The narrow search's tiles: the depth is that of a row, padded, of which each entry takes four columns."""
+    depth = max(4, triton.next_power_of_2(dim))
+    return measured(device, f"search narrow {depth}", NARROW[family(device)]._replace(depth=depth))
 
 
 def measured(device: torch.device, key: str, config: Config) -> Config:
@@ -158,14 +175,20 @@ def processors(device: torch.device) -> int:
     return 2 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def register_limit(device: torch.device) -> dict[str, int]:
+def register_limit(device: torch.device, unit: int) -> dict[str, int]:
     """A limit that keeps ptxas from spilling for occupancy; AMD's compiler neither does that nor knows the option."""
-    return {} if family(device) == "gfx942" else {"maxnreg": 128}
+    return {} if family(device) == "gfx942" else {"maxnreg": 128 if unit < 4 else 168}
 
 
 def split(depth: int) -> Config:
     """The codebook's split in pieces of ``depth`` entries."""
-    return SPLIT._replace(codes=min(SPLIT.codes, 1024 // depth))
+    return SPLIT._replace(codes=min(SPLIT.codes, 512 // depth))
+
+
+def ema(dim: int) -> Config:
+    """Codebook updates: 512 entries at a time are 4 a lane, one 16-byte access where codes are that long."""
+    depth = min(64, triton.next_power_of_2(dim))
+    return Config(codes=512 // depth, depth=depth, num_warps=4)
 
 
 def segment(dim: int) -> Config:

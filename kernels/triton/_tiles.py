@@ -1,4 +1,4 @@
-"""What the kernels share: addresses of rows, powers of two by exponent field, the two-piece float16 split."""
+"""What the kernels share: addresses and loads of rows, powers of two by exponent field, the split in two float16."""
 
 from typing import Any
 
@@ -17,6 +17,30 @@ def row_offsets(o_row: tl.tensor, inner: tl.int64, stride_outer: tl.int64, strid
     """Element offsets of flat rows over the two row axes (outer, inner). o_row: int64 [BN]."""
     outer = o_row // inner
     return outer * stride_outer + (o_row - outer * inner) * stride_inner
+
+
+@triton.jit
+def load_centred(
+    p_row: tl.tensor,
+    m_row: tl.tensor,
+    mean: tl.tensor,
+    o_d: tl.tensor,
+    D: tl.int32,
+    stride_d: tl.int64,
+    METRIC: tl.constexpr,
+    EVEN: tl.constexpr,
+    UNIT_STRIDE: tl.constexpr,
+) -> tl.tensor:
+    """Columns o_d of the rows as float32, less the codebook's mean for l2. [BN, BD]"""
+    o_x = o_d if UNIT_STRIDE else o_d.to(tl.int64) * stride_d
+    p_x = p_row[:, None] + o_x[None, :]
+    if EVEN:
+        b_x = tl.load(p_x, mask=m_row[:, None], other=0.0).to(tl.float32)
+    else:
+        b_x = tl.load(p_x, mask=m_row[:, None] & (o_d < D)[None, :], other=0.0).to(tl.float32)
+    if METRIC == "l2":
+        b_x = b_x - tl.load(mean + o_d)[None, :]
+    return b_x
 
 
 @triton.jit

@@ -3,9 +3,16 @@
     argmin_k sum_d (x_d - c_kd)^2 = argmax_k s_k,   s_k = (x - mu) . (c_k - mu) - |c_k - mu|^2 / 2
 
 with mu the mean of the codes; for dot and cosine s_k = x . (c_k - mu). Both operands are scaled by powers of two and
-split in two float16 pieces, so that three tensor-core products give s_k to about float32 accuracy. A row keeps its
-best score and, of the codes whose score lies within twice the proven rounding bound of it, the number, the first and
-the sum of the indices. One such code: it is the answer. More: ``_oracle.resolve_kernel`` compares them in float64.
+split in two float16 pieces, so that three tensor-core products give s_k to about float32 accuracy. Codes are compared
+in units of one or two neighbours, and a row keeps its best units and what rivals them, see ``_units``. One unit whose
+score lies within twice the proven rounding bound of the best: it holds the answer. Otherwise it lies in two, or
+anywhere. ``_oracle.resolve_kernel`` finds it in float64.
+
+Three products, not one: within the bound of one float16 product 4 to 6 % of rows would have a rival at D = 64 to
+512, and 0.1 to 0.4 % more than one (simulated; 27 % and 6.5 % where k-means fitted 512 codes to noise in 512
+dimensions). The latter compare all codes in float64, about K D / 4 cycles of a multiprocessor, 250 times what the two
+products of a row take: 0.4 % of such rows cost all that is saved, and nothing bounds their number. With three it is
+0.05 to 0.8 %, and next to none.
 
 Bytes moved: x once per tile of codes where D > BD (from L2), else once; the codebook once per tile of rows (from
 L2); out 12 per row (index and rival), and again x and the chosen codes once for the distances.
@@ -33,7 +40,6 @@ the largest |scaled code as given| for dot and cosine.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 import triton
@@ -41,46 +47,20 @@ import triton.language as tl
 from torch import Tensor
 
 from fastvq.kernels.triton import _configs
+from fastvq.kernels.triton._bound import NO_SLACK, Slack, margin, row_field, row_slack
 from fastvq.kernels.triton._codebook import launch_split, launch_unit_rows
-from fastvq.kernels.triton._oracle import MANY, MASKED, SINGLE, launch_resolve, launch_scan
+from fastvq.kernels.triton._oracle import MASKED, launch_resolve, launch_scan
 from fastvq.kernels.triton._tiles import (
-    exponent_field,
-    is_finite,
+    load_centred,
     mask_arguments,
-    power_of_two,
     row_arguments,
     row_offsets,
     row_programs,
     scale_for,
     split_float16,
 )
-
-# A candidate's mark: marks of a tile add up to their number times COUNT_UNIT plus the sum of their columns.
-COUNT_UNIT = tl.constexpr(1 << 20)
-
-
-@triton.jit
-def load_centred(
-    p_row: tl.tensor,
-    m_row: tl.tensor,
-    mean: tl.tensor,
-    o_d: tl.tensor,
-    D: tl.int32,
-    stride_d: tl.int64,
-    METRIC: tl.constexpr,
-    EVEN: tl.constexpr,
-    UNIT_STRIDE: tl.constexpr,
-) -> tl.tensor:
-    """Columns o_d of the rows as float32, less the codebook's mean for l2. [BN, BD]"""
-    o_x = o_d if UNIT_STRIDE else o_d.to(tl.int64) * stride_d
-    p_x = p_row[:, None] + o_x[None, :]
-    if EVEN:
-        b_x = tl.load(p_x, mask=m_row[:, None], other=0.0).to(tl.float32)
-    else:
-        b_x = tl.load(p_x, mask=m_row[:, None] & (o_d < D)[None, :], other=0.0).to(tl.float32)
-    if METRIC == "l2":
-        b_x = b_x - tl.load(mean + o_d)[None, :]
-    return b_x
+from fastvq.kernels.triton._units import better, candidates, no_slots, tile_slots
+from fastvq.kernels.triton.narrow import WIDEST, launch_narrow
 
 
 @triton.jit
@@ -135,6 +115,8 @@ def nearest_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
     BD: tl.constexpr,
+    UNIT: tl.constexpr,
+    SLOTS: tl.constexpr,
     STAGES: tl.constexpr,
 ) -> None:
     """indices and rivals (rows, groups): the first candidate, and the second or a state of ``_oracle``."""
@@ -166,12 +148,7 @@ def nearest_kernel(
         for d0 in tl.range(0, D_padded, BD, num_stages=1):
             b_x = load_centred(p_row, m_valid, mean, d0 + o_d, D, stride_xd, METRIC, EVEN, UNIT_STRIDE)
             b_peak = tl.maximum(b_peak, tl.max(tl.abs(b_x), 1))
-    # The row's scale is a power of two; for l2 no larger than the codebook's, so that the bias' scale is at most 1.
-    b_field = exponent_field(b_peak)
-    if METRIC == "l2":
-        code_field = tl.load(field + group)
-        b_field = tl.maximum(b_field, code_field)
-        b_weight = power_of_two(tl.maximum(127 + code_field - b_field, 1))
+    b_field, b_weight = row_field(b_peak, tl.load(field + group), METRIC)
     b_scale = scale_for(b_field)
     if ONE_PIECE:
         b_x = b_x * b_scale[:, None]
@@ -184,19 +161,11 @@ def nearest_kernel(
             b_x = b_x * b_scale[:, None]
             b_square += tl.sum(b_x * b_x, 1)
 
-    b_norm = tl.sqrt(b_square)
-    code_norm = tl.load(radius + group)
-    b_slack = slack_product * b_norm * code_norm + slack_floor * (b_norm + code_norm)
-    if METRIC == "l2":
-        b_part = b_weight * code_norm * code_norm
-        b_slack += slack_bias * b_part + slack_oracle * (b_square / b_weight + b_part)
-    else:
-        b_slack += slack_oracle * b_norm * tl.load(radius + groups + group)
-
-    b_best = tl.full([BN], float("-inf"), tl.float32)
-    b_count = tl.zeros([BN], tl.int32)
-    b_total = tl.zeros([BN], tl.int32)
-    b_last = tl.zeros([BN], tl.int32)
+    b_slack = row_slack(
+        *(b_square, b_weight, tl.load(radius + group), tl.load(radius + groups + group)),
+        *(slack_product, slack_bias, slack_floor, slack_oracle, METRIC),
+    )
+    b_best, b_second, b_code = no_slots(BN, SLOTS)
     for k0 in tl.range(0, K_padded, BK, num_stages=STAGES):
         p_code = (group * K_padded + k0 + o_k)[:, None] * D_padded + o_d[None, :]
         if ONE_PIECE:
@@ -213,46 +182,20 @@ def nearest_kernel(
         else:
             b_score += b_bias[None, :]
 
-        b_top = tl.maximum(b_best, tl.max(b_score, 1))
-        b_threshold = b_top - b_slack
-        m_candidate = b_score >= b_threshold[:, None]
-        b_mark = tl.where(m_candidate, (o_k + COUNT_UNIT)[None, :], 0)
-        b_marks = tl.sum(b_mark, 1)
-        b_last_mark = tl.max(b_mark, 1)
-        b_tile_count = b_marks // COUNT_UNIT
-        m_keep = b_best >= b_threshold
-        b_count = tl.where(m_keep, b_count, 0) + b_tile_count
-        b_total = tl.where(m_keep, b_total, 0) + b_tile_count * k0 + b_marks % COUNT_UNIT
-        b_last = tl.where(b_last_mark > 0, b_last_mark - COUNT_UNIT + k0, b_last)
-        b_best = b_top
+        b_tile_best, b_tile_second, b_column = tile_slots(b_score, UNIT, SLOTS)
+        b_best, b_second, b_code = better(b_best, b_second, b_code, b_tile_best, b_tile_second, b_column + k0)
 
-    b_first = tl.where(b_count == 1, b_total, b_total - b_last)
-    b_rival = tl.where(b_count == 1, SINGLE, tl.where(b_count == 2, b_last, MANY))
-    # Without a usable bound (an overflow on the way) nothing is decided here.
-    b_rival = tl.where(is_finite(b_slack) & is_finite(b_best), b_rival, MANY)
+    b_first, b_rival = candidates(b_best, b_second, b_code, b_slack, BK, SLOTS)
     b_rival = tl.where(m_valid, b_rival, MASKED)
     o_out = o_row * groups + group
     tl.store(indices + o_out, b_first.to(tl.int64), mask=m_row)
     tl.store(rivals + o_out, b_rival, mask=m_row)
 
 
-class Slack(NamedTuple):
-    """Twice the bound of the module's docstring, as factors of X C, w C^2, X + C and the oracle's own magnitude."""
-
-    product: float
-    bias: float
-    floor: float
-    oracle: float
-
-
 def rounding_slack(dim: int, piece: int) -> Slack:
-    """The factors for rows of ``dim`` entries summed in pieces of ``piece``.
-
-    2 (1 + 2^-6) times the bound: two scores are compared, and the norms and the slack are float32 sums themselves,
-    off by at most (dim + 8) 2^-24 of their value.
-    """
+    """Twice the bound of the module's docstring for rows of ``dim`` entries summed in pieces of ``piece``."""
     unit = 2.0**-24
-    twice = 2 * (1 + max(2.0**-6, (dim + 8) * 4 * unit))
+    twice = margin(dim)
     return Slack(
         product=twice * unit * (4 * piece * (1 + 2.0**-6) + dim / piece + 24),
         bias=twice * unit * 3,
@@ -263,20 +206,23 @@ def rounding_slack(dim: int, piece: int) -> Slack:
 
 def launch_nearest(
     x: Tensor, codes: Tensor, mask: Tensor | None, indices: Tensor, rivals: Tensor, metric: str, precision: str
-) -> None:
+) -> int:
     """The search: candidates of every row into ``indices`` and ``rivals`` (R1, R2, G).
 
     Args:
         x: (G, R1, R2, D) float16, bfloat16 or float32, any strides.
         codes: (G, K, D) float32, any strides; for cosine the unit rows.
+
+    Returns:
+        How many codes a candidate stands for, see ``_units``.
     """
     dim = x.shape[-1]
     arguments = row_arguments(x)
     unit_stride = arguments["stride_xd"] == 1
     alignment = math.gcd(16, dim, *(arguments[f"stride_x{axis}"] for axis in "g12")) if unit_stride else 1
     config = _configs.search(x.device, dim, alignment)
-    split = launch_split(codes, metric, config.codes, config.depth)
-    slack = rounding_slack(dim, config.depth) if precision == "exact" else Slack(0.0, 0.0, 0.0, 0.0)
+    split = launch_split(codes, metric, config.codes, config.depth, deal=True)
+    slack = rounding_slack(dim, config.depth) if precision == "exact" else NO_SLACK
     nearest_kernel[(row_programs(x, config.rows),)](
         x=x,
         mean=split.mean,
@@ -303,10 +249,13 @@ def launch_nearest(
         BN=config.rows,
         BK=config.codes,
         BD=config.depth,
+        UNIT=config.unit,
+        SLOTS=config.slots,
         STAGES=config.stages,
         num_warps=config.num_warps,
         enable_fp_fusion=True,
     )
+    return config.unit
 
 
 def nearest(
@@ -328,6 +277,7 @@ def nearest(
                 launch_scan(x, codes, mask, indices, distances, metric)
             else:
                 rivals = torch.empty((outer, inner, groups), dtype=torch.int32, device=x.device)
-                launch_nearest(x, codes, mask, indices, rivals, metric, precision)
-                launch_resolve(x, codes, indices, rivals, distances, metric)
+                launch = launch_narrow if x.shape[-1] <= WIDEST else launch_nearest
+                unit = launch(x, codes, mask, indices, rivals, metric, precision)
+                launch_resolve(x, codes, indices, rivals, distances, metric, unit)
     return indices.permute(2, 0, 1), distances.permute(2, 0, 1)

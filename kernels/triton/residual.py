@@ -21,12 +21,13 @@ import triton.language as tl
 from torch import Tensor
 
 from fastvq.kernels.triton import _configs
+from fastvq.kernels.triton._bound import NO_SLACK, row_field, row_slack
 from fastvq.kernels.triton._codebook import launch_split
 from fastvq.kernels.triton._oracle import launch_scan
-from fastvq.kernels.triton._stage import candidates, measure, scales, settle, slack_of, split_rows
-from fastvq.kernels.triton._tiles import mask_arguments, row_arguments, row_offsets, row_programs
+from fastvq.kernels.triton._stage import candidates, measure, settle, split_rows
+from fastvq.kernels.triton._tiles import mask_arguments, row_arguments, row_offsets, row_programs, scale_for
 from fastvq.kernels.triton.lookup import lookup
-from fastvq.kernels.triton.nearest import Slack, rounding_slack
+from fastvq.kernels.triton.nearest import rounding_slack
 
 
 @triton.jit
@@ -164,7 +165,8 @@ def residual_kernel(
             p_here = (o_here * groups + group) * depth + stage
             p_row = p_tile + o_column + o_d[None, :]
             b_peak = tl.load(p_state + PEAK * BN).to(tl.float32, bitcast=True)
-            b_scale, b_weight = scales(b_peak, code_field)
+            b_field, b_weight = row_field(b_peak, code_field, "l2")
+            b_scale = scale_for(b_field)
             p_mean = mean + o_book * D_padded + o_d
             if ONE_PIECE:
                 b_high, b_low, b_square = split_rows(p_row, p_mean, b_scale)
@@ -179,14 +181,10 @@ def residual_kernel(
                     tl.store(b_low + 2 * d0, b_low_piece)
                     b_square += b_part
                 tl.debug_barrier()
-            b_slack = slack_of(
-                b_square,
-                b_weight,
-                tl.load(radius + o_book),
-                slack_product,
-                slack_bias,
-                slack_floor,
-                slack_oracle,
+            code_norm = tl.load(radius + o_book)
+            b_slack = row_slack(
+                *(b_square, b_weight, code_norm, code_norm),
+                *(slack_product, slack_bias, slack_floor, slack_oracle, "l2"),
             )
             size = K
             if sizes is not None:
@@ -290,8 +288,8 @@ def launch_residual(
     """
     _, distinct, num_codes, dim = codes.shape
     config = _configs.residual(x.device, dim)
-    split = launch_split(codes.flatten(0, 1), "l2", config.codes, config.depth)
-    slack = rounding_slack(dim, config.depth) if precision == "exact" else Slack(0.0, 0.0, 0.0, 0.0)
+    split = launch_split(codes.flatten(0, 1), "l2", config.codes, config.depth, deal=False)
+    slack = rounding_slack(dim, config.depth) if precision == "exact" else NO_SLACK
     one_piece = dim <= config.depth
     programs = min(row_programs(x, config.rows), _configs.processors(x.device) * config.resident)
     scratch = (config.rows, split.high.shape[2])

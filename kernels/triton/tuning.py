@@ -31,7 +31,8 @@ class Case(NamedTuple):
 
 
 CASES = (
-    Case("search short 16", 16, 65536, 512, 8),
+    Case("search narrow 8", 16, 65536, 512, 8),
+    Case("search narrow 16", 4, 65536, 1024, 16),
     Case("search short 32", 1, 262_144, 4096, 32),
     Case("search short 64", 1, 262_144, 4096, 64),
     Case("search long", 1, 65536, 1024, 512),

@@ -4,27 +4,38 @@ import itertools
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from fastvq.benchmarks import gate
 from fastvq.kernels import reference
 from fastvq.kernels import triton as kernels
+from fastvq.kernels.triton._units import dealt
+from fastvq.kernels.triton.narrow import launch_narrow
 from fastvq.kernels.triton.nearest import launch_nearest, rounding_slack
 
 # numpy, which computes here, warns of the overflows and NaN that the kernels expect and leave to the oracle.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
-# With every metric: a row in pieces that no wide access reaches. With one metric for each kind of data: a row in
-# pieces that one does, past a tile of codes, one row, no rows.
+# With every metric: a row in pieces that no wide access reaches, a narrow one and more codes than a tile. With one
+# metric for each kind of data: a row in pieces that one does, past a tile of codes, one row, no rows.
 SIZE = (1, 2, 3, 7, 17)
+NARROW_SIZE = (2, 1, 5, 131, 6)
 MORE_SIZES = ((1, 2, 3, 5, 68), (2, 3, 5, 67, 8), (1, 1, 1, 1, 1), (3, 2, 0, 5, 4))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@triton.jit
+def deal_kernel(found: tl.tensor, size: tl.constexpr, tile: tl.constexpr) -> None:
+    """The code stored at every place."""
+    tl.store(found + tl.arange(0, size), dealt(tl.arange(0, size).to(tl.int64), tile).to(tl.int32))
 
 
 @pytest.mark.parametrize("kind", gate.INPUTS)
 @pytest.mark.parametrize("metric", reference.METRICS)
 def test_codes_are_the_oracles(metric, kind):
     turn = gate.INPUTS.index(kind)
-    cases = [(SIZE, DTYPES[turn % 3]), (SIZE, torch.float64)]
+    cases = [(SIZE, DTYPES[turn % 3]), (SIZE, torch.float64), (NARROW_SIZE, DTYPES[(turn + 1) % 3])]
     if metric == reference.METRICS[turn % 3]:
         cases += [(size, DTYPES[(turn + 1 + place) % 3]) for place, size in enumerate(MORE_SIZES)]
     for size, dtype in cases:
@@ -86,12 +97,42 @@ def test_fast_is_nearly_right():
     assert ((distances - expected).abs() <= allowed).all()
 
 
-def test_most_rows_are_decided_by_the_search():
-    """The bound is tight enough to be worth having: of random rows at most 1 % are compared again in float64."""
-    x, codes, _ = gate.search_input("normal", (1, 1, 1024, 128, 64), torch.float32, "cpu")
-    indices, rivals = torch.empty(1, 1024, 1, dtype=torch.int64), torch.empty(1, 1024, 1, dtype=torch.int32)
-    launch_nearest(x, codes, None, indices, rivals, "l2", "exact")
+def searched(launch, x, codes):
+    """The first candidates and rivals of a search, (R1, R2, G) each."""
+    groups, outer, inner, _ = x.shape
+    indices = torch.empty(outer, inner, groups, dtype=torch.int64)
+    rivals = torch.empty(outer, inner, groups, dtype=torch.int32)
+    launch(x, codes, None, indices, rivals, "l2", "exact")
+    return indices, rivals
+
+
+@pytest.mark.parametrize(("launch", "dim"), [(launch_nearest, 64), (launch_nearest, 100), (launch_narrow, 8)])
+def test_most_rows_are_decided_by_the_search(launch, dim):
+    """The bound is tight enough to be worth having: of random rows at most 1 % have a rival unit."""
+    x, codes, _ = gate.search_input("normal", (1, 1, 1024, 128, dim), torch.float32, "cpu")
+    _, rivals = searched(launch, x, codes)
     assert (rivals != -1).sum() <= 10
+
+
+@pytest.mark.parametrize(("launch", "dim"), [(launch_nearest, 64), (launch_nearest, 100), (launch_narrow, 8)])
+@pytest.mark.parametrize("tiles", [2, 4])
+def test_copies_half_a_codebook_apart_are_a_pair(launch, dim, tiles):
+    """They meet in different slots, so that two candidates are compared and not all codes."""
+    x, codes, _ = gate.search_input("normal", (1, 1, 100, 64 * tiles, dim), torch.float32, "cpu")
+    indices, rivals = searched(launch, x, torch.cat([codes, codes], 1))
+    assert (rivals - indices == 64 * tiles).sum() >= 95
+
+
+def test_units_hold_every_code_once():
+    """The codes of tiles, as they are stored and as the slots of a search name them."""
+    for tile in (64, 128):
+        place = torch.arange(8 * tile)
+        found = torch.empty(8 * tile, dtype=torch.int32)
+        deal_kernel[(1,)](found, 8 * tile, tile)
+        assert torch.equal(found.sort().values, place.int())
+        assert torch.equal(found // 8, place.int() // 8)
+        lanes = (found // 2 % 4).reshape(8, tile)
+        assert (lanes[0] != lanes[4]).all()
 
 
 @pytest.mark.parametrize("kind", ["normal", "halfway", "equal"])

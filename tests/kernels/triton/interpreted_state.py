@@ -53,7 +53,7 @@ def test_segment_sum_leaves_out_indices_beyond_the_codebook():
 
 @pytest.mark.parametrize("paper", [True, False], ids=["laplace", "normalised"])
 def test_ema_update(paper):
-    for groups, num_codes, dim in ((1, 1, 1), (3, 7, 5), (2, 33, 100)):
+    for groups, num_codes, dim in ((1, 1, 1), (3, 7, 5), (2, 33, 100), (2, 141, 120)):
         assert not gate.ema_mismatches(kernels, groups, num_codes, dim, "cpu", paper).any()
 
 
