@@ -1,5 +1,31 @@
 """The names, keywords, returns and state-dict keys of vector-quantize-pytorch (Wang, MIT), on fastvq's kernels."""
 
-from .vector_quantize import LossBreakdown, VectorQuantize
+from .binary_mapper import BinaryMapper
+from .finite_scalar import FSQ
+from .grouped_residual import GroupedResidualVQ
+from .latent import LatentQuantize
+from .lookup_free import LFQ
+from .objectives import LossBreakdown
+from .residual import ResidualVQ
+from .residual_fsq import GroupedResidualFSQ, ResidualFSQ
+from .residual_lfq import GroupedResidualLFQ, ResidualLFQ
+from .residual_sim_vq import ResidualSimVQ
+from .sim_vq import SimVQ
+from .vector_quantize import VectorQuantize
 
-__all__ = ["LossBreakdown", "VectorQuantize"]
+__all__ = [
+    "FSQ",
+    "LFQ",
+    "BinaryMapper",
+    "GroupedResidualFSQ",
+    "GroupedResidualLFQ",
+    "GroupedResidualVQ",
+    "LatentQuantize",
+    "LossBreakdown",
+    "ResidualFSQ",
+    "ResidualLFQ",
+    "ResidualSimVQ",
+    "ResidualVQ",
+    "SimVQ",
+    "VectorQuantize",
+]

@@ -133,6 +133,12 @@ def find(
     return Found(indices, codes, distances)
 
 
+def taken(candidates: Candidates, rows: Tensor, indices: Tensor) -> Found:
+    """What rows (H, R1, R2, D) find that take the codes of given indices (H, R1, R2), -1 for none."""
+    codes = candidates.pick(indices)
+    return Found(indices, codes, (rows.detach().to(codes.dtype) - codes.detach()).square().sum(-1))
+
+
 def _pick_many(candidates: Candidates, indices: Tensor) -> Tensor:
     """Indices (H, R1, R2, k) -> codes (H, R1, R2, k, D)."""
     if isinstance(candidates, Codes):

@@ -214,6 +214,7 @@ class Codebook(nn.Module):
         weight: Weight | None = None,
         accumulate: bool = False,
         ema_update: bool | None = None,
+        active: Tensor | None = None,
     ) -> None:
         """One step of the averages, and what follows from it.
 
@@ -223,6 +224,7 @@ class Codebook(nn.Module):
             weight: factor of 1 - decay, (K,) or (H, K), or a function of sums and counts that gives it.
             accumulate: only put sums and counts aside, for the next step without it.
             ema_update: whether the codes move; by default as constructed.
+            active: () bool, False to leave everything as it is; None for True.
         """
         ema_update = self.ema_update if ema_update is None else ema_update
         if not ema_update and not self.has_dead_code_replacement:
@@ -235,11 +237,11 @@ class Codebook(nn.Module):
         if accumulate:
             self._sums = sums, counts
             return
+        state = (self._writable(), self.embed_avg, self.cluster_size)
+        before = None if active is None else [tensor.clone() for tensor in state]
         if weight is None and ema_update and not self.manual_ema_update:
             dead = F.ema_update_(
-                self._writable(),
-                self.embed_avg,
-                self.cluster_size,
+                *state,
                 sums.to(self.embed_avg.dtype),
                 counts.to(self.embed_avg.dtype),
                 decay=self.decay,
@@ -254,6 +256,9 @@ class Codebook(nn.Module):
             dead = self.cluster_size < self.threshold_ema_dead_code
         if self.has_dead_code_replacement and self.training:
             self._replace_(dead, rows)
+        if active is not None and before is not None:
+            for tensor, old in zip(state, before, strict=True):
+                tensor.copy_(torch.where(active, tensor, old))
 
     def _follow_(self, sums: Tensor, counts: Tensor, weight: Tensor | None) -> None:
         """The averages' step alone."""
@@ -279,6 +284,10 @@ class Codebook(nn.Module):
         Args:
             mask: (R1, R2) bool, rows that count. how: the keywords of :meth:`absorb_`.
         """
+        if not self.has_dead_code_replacement and not (
+            self.ema_update if how.get("ema_update") is None else how["ema_update"]
+        ):
+            return
         if mask is not None:
             embed_ind = torch.where(mask, embed_ind, -1)
         rows = rows_of(self.cast(x), embed_ind)

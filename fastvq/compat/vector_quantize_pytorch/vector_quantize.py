@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ... import functional as F
 from ...estimators import RotationTrick, StraightThrough
-from ...losses import commitment_loss
 from . import layout, losses
 from .affine import AffineCodebook
-from .candidates import Candidates, Found, find
+from .candidates import Candidates, Found, find, taken
 from .checks import check_options
 from .codebook import Codebook, Weight
 from .draws import known
 from .gradients import directional
 from .layout import Layout
-from .sync import Processes, running
+from .objectives import Objectives
+from .sync import running
 
 
-class LossBreakdown(NamedTuple):
-    """The losses before their weights, each a scalar (with ``topk`` commitment is one for each code)."""
-
-    commitment: Tensor
-    codebook_diversity: Tensor
-    orthogonal_reg: Tensor
-    inplace_optimize: Tensor
-
-
-class VectorQuantize(nn.Module):
+class VectorQuantize(Objectives):
     """Replaces every row by the nearest of K codes; a drop-in for vector-quantize-pytorch 1.32's class of this name.
 
     Differences, all of them on purpose: codes are exact where the original's float32 distances round; the state
@@ -79,8 +69,6 @@ class VectorQuantize(nn.Module):
     >>> tuple(quantized.shape), tuple(indices.shape), tuple(loss.shape)
     ((1, 1024, 256), (1, 1024), ())
     """
-
-    zero: Tensor
 
     def __init__(
         self,
@@ -216,114 +204,6 @@ class VectorQuantize(nn.Module):
         self.manual_in_place_optimizer_update = manual_in_place_optimizer_update
         self.register_buffer("zero", torch.tensor(0.0), persistent=False)
 
-    @property
-    def ema_update(self) -> bool:
-        """Whether codes follow the moving averages of their rows."""
-        return self._codebook.ema_update
-
-    @property
-    def codebook(self) -> Tensor:
-        """The codes: (K, D), with separate codebooks (H, K, D). Assign a tensor of that shape to set them."""
-        embed = self._codebook.embed
-        return embed if self.separate_codebook_per_head else embed[0]
-
-    @codebook.setter
-    def codebook(self, codes: Tensor) -> None:
-        with torch.no_grad():
-            self._codebook.embed.copy_(codes if self.separate_codebook_per_head else codes.unsqueeze(0))
-
-    def get_codes_from_indices(self, indices: Tensor) -> Tensor:
-        """indices (B, *R), with heads (B, *R, H) -> codes, heads side by side, before ``project_out``, channels where
-        the input has them; -1 gives zeros.
-
-        A codebook that heads share gives (B, *R, H, D), as the original does.
-        """
-        several = self.separate_codebook_per_head
-        flat = indices.flatten(0, -2).T.unsqueeze(1) if several else indices.reshape(1, 1, -1)
-        codes = F.lookup(flat.unsqueeze(-1), self._codebook.embed.unsqueeze(1))
-        if several:
-            codes = codes[:, 0].transpose(0, 1).reshape(*indices.shape[:-1], -1)
-        else:
-            codes = codes.view(*indices.shape, -1)
-        first = not self.channel_last or self.accept_image_fmap or self.accept_3d_fmap
-        return codes.movedim(-1, 1) if first else codes
-
-    def get_output_from_indices(self, indices: Tensor) -> Tensor:
-        """indices as ``forward`` returns them -> what it quantized to, channels where the input has them."""
-        first = not self.channel_last or self.accept_image_fmap or self.accept_3d_fmap
-        codes = self.get_codes_from_indices(indices)
-        if first:
-            codes = codes.movedim(1, -1)
-        if self.heads > 1 and not self.separate_codebook_per_head:
-            codes = codes.flatten(-2)
-        out: Tensor = self.project_out(codes)
-        return out.movedim(-1, 1) if first else out
-
-    def update_in_place_optimizer(self) -> None:
-        """One step of the ``in_place_codebook_optimizer``, on gradients averaged over processes."""
-        if self.in_place_codebook_optimizer is None:
-            return
-        processes = Processes(self._codebook.use_ddp)
-        if processes.many:
-            gradients = [p.grad for p in self._codebook.parameters() if p.grad is not None]
-            number = torch.distributed.get_world_size()
-            for gradient, total in zip(gradients, processes.total(*gradients), strict=True):
-                gradient.copy_(total / number)
-        self.in_place_codebook_optimizer.step()
-        self.in_place_codebook_optimizer.zero_grad()
-
-    def maybe_split_heads_from_input(self, x: Tensor) -> Tensor:
-        """(B, N, H * D) -> (H, B, N, D) or (1, B * H, N, D); x itself for one head."""
-        if self.heads == 1:
-            return x
-        batch, number, width = x.shape
-        split = x.view(batch, number, self.heads, width // self.heads)
-        if self.separate_codebook_per_head:
-            return split.permute(2, 0, 1, 3)
-        return split.transpose(1, 2).flatten(0, 1).unsqueeze(0)
-
-    def expire_codes_(self, x: Tensor) -> None:
-        """Replaces dead codes by rows of x (B, N, heads * D), as after ``project_in``."""
-        x = x.reshape(x.shape[0], -1, x.shape[-1])
-        rows = layout.split_heads(x, self.heads, self.separate_codebook_per_head)
-        self._codebook.expire_codes_(self._codebook.transform_input(rows))
-
-    def update_indices(self, x: Tensor, indices: Tensor, mask: Tensor | None = None) -> None:
-        """One update of the codebook as if inputs x had taken these indices.
-
-        Args:
-            x, mask: as for ``forward``. indices: as it returns them.
-        """
-        flat, where = self._tokens(x)
-        rows = self._rows(flat)
-        indices = indices.reshape(*flat.shape[:2], *((self.heads,) if self.heads > 1 else ()))
-        indices = layout.split_indices(indices, self.heads, self.separate_codebook_per_head)
-        valid = layout.valid_tokens(mask, None, where, flat.shape[1])
-        valid = layout.head_mask(valid, self.heads, self.separate_codebook_per_head)
-        self._codebook.update_indices(rows.detach(), indices, valid)
-
-    update_ema_indices = update_indices
-
-    def _tokens(self, x: Tensor) -> tuple[Tensor, Layout]:
-        """x as (B, N, C), and its layout."""
-        flat, where = layout.tokens(
-            x, first=not self.channel_last, image=self.accept_image_fmap, volume=self.accept_3d_fmap
-        )
-        if flat.shape[-1] != self.dim:
-            raise ValueError(
-                f"x must have {self.dim} channels {'after the batch' if where.first else 'last'}, "
-                f"got shape {tuple(x.shape)}"
-            )
-        return flat, where
-
-    def _rows(self, x: Tensor) -> Tensor:
-        """x (B, N, C) projected, split into heads, and for cosine codebooks normalised: (H, R1, R2, D)."""
-        rows = layout.split_heads(self.project_in(x), self.heads, self.separate_codebook_per_head)
-        if not self.use_cosine_sim:
-            return rows.to(x.dtype)
-        wide = rows if rows.dtype == torch.float64 else rows.float()
-        return self._codebook.transform_input(wide).to(x.dtype)
-
     def forward(
         self,
         x: Tensor,
@@ -355,46 +235,79 @@ class VectorQuantize(nn.Module):
             quantized as x, k behind the row axes; indices (*R), (*R, H) or (*R, k), -1 where masked; loss (), with
             ``topk`` (*R, k); 0 in eval mode without ``topk``. With ``indices`` quantized and the cross-entropy ().
         """
-        freeze = self.freeze_codebook if freeze_codebook is None else freeze_codebook
         flat, where = self._tokens(x)
-        token_mask = layout.valid_tokens(mask, lens, where, flat.shape[1])
-        row_mask = layout.head_mask(token_mask, self.heads, self.separate_codebook_per_head)
-        if topk is not None:
-            topk = self._checked_topk(topk)
-        rows = self._rows(flat)
-        plain = self._codebook.cast(rows.detach())
-        temperature = self._temperature(sample_codebook_temp)
-        self._codebook.observe_(plain, row_mask)
+        valid = layout.valid_tokens(mask, lens, where, flat.shape[1])
+        out = self.quantize(
+            flat,
+            where,
+            valid,
+            indices=indices,
+            topk=None if topk is None else self._checked_topk(topk),
+            temperature=sample_codebook_temp,
+            freeze=freeze_codebook,
+            transform=codebook_transform_fn,
+            how={"weight": ema_update_weight, "accumulate": accum_ema_update, "ema_update": ema_update},
+        )
+        return out if return_loss_breakdown or indices is not None else out[:3]
+
+    def quantize(
+        self,
+        x: Tensor,
+        where: Layout,
+        mask: Tensor | None,
+        *,
+        indices: Tensor | None = None,
+        chosen: Tensor | None = None,
+        topk: int | None = None,
+        temperature: float | None = None,
+        freeze: bool | None = None,
+        transform: Callable[[Tensor], Any] | None = None,
+        how: dict[str, Any] | None = None,
+    ) -> tuple[Any, ...]:
+        """``forward`` of tokens x (B, N, C) with a mask (B, N), for a layout to bring results back to.
+
+        Args:
+            chosen: (B, N), the codes to take instead of the nearest, -1 for none; one head.
+            how: the keywords of :meth:`Codebook.absorb_`. all others: as for ``forward``.
+
+        Returns:
+            quantized, indices, loss and LossBreakdown; or, given indices, quantized and the cross-entropy.
+        """
+        book, how = self._codebook, how or {}
+        freeze = self.freeze_codebook if freeze is None else freeze
+        row_mask = layout.head_mask(mask, self.heads, self.separate_codebook_per_head)
+        rows = self._rows(x)
+        wide = book.cast(rows)
+        plain = wide.detach()
+        draw, soft = self._temperatures(temperature)
+        book.observe_(plain, row_mask)
         scored = indices is not None or self.commitment_use_cross_entropy_loss or self.has_codebook_diversity_loss
-        keep = self.training and (scored or temperature[1] > 0)
-        candidates = self._codebook.candidates(codebook_transform_fn, keep=keep)
-        found = find(candidates, self._codebook.cast(rows), row_mask, topk=topk, temperature=temperature[0])
+        candidates = book.candidates(transform, keep=self.training and (scored or soft > 0))
+        if chosen is None:
+            found = find(candidates, wide, row_mask, topk=topk, temperature=draw)
+        else:
+            found = taken(candidates, wide, chosen.unsqueeze(0))
         learning = self.training and not freeze
         if learning and topk is None:
-            how = {"weight": ema_update_weight, "accumulate": accum_ema_update, "ema_update": ema_update}
-            if self._codebook.has_dead_code_replacement or (self.ema_update if ema_update is None else ema_update):
-                self._codebook.update_indices(plain, found.indices, **how)
-        inplace_loss = self.zero
+            book.update_indices(plain, found.indices, **how)
+        inplace = self.zero
         if learning and self.in_place_codebook_optimizer is not None:
-            inplace_loss = self._optimise(rows, found)
-            self._codebook.observe_(plain, row_mask)
-            candidates = self._codebook.candidates(codebook_transform_fn)
-            found = find(candidates, self._codebook.cast(rows), row_mask, temperature=temperature[0])
+            inplace = self._optimise(rows, found)
+            book.observe_(plain, row_mask)
+            candidates = book.candidates(transform)
+            found = find(candidates, wide, row_mask, temperature=draw)
 
-        quantized = self._with_gradients(rows, found, candidates, temperature[1], topk)
+        quantized = self._with_gradients(rows, found, candidates, soft, topk)
         if indices is not None:
-            targets = indices.reshape(*flat.shape[:2], *((self.heads,) if self.heads > 1 else ()))
+            targets = indices.reshape(*x.shape[:2], *((self.heads,) if self.heads > 1 else ()))
             targets = layout.split_indices(targets, self.heads, self.separate_codebook_per_head)
-            ce = losses.cross_entropy(candidates, self._codebook.cast(rows), targets)
-            return self._output(quantized, flat, where, token_mask), ce
-
-        breakdown = self._losses(rows, found, candidates, freeze, topk)._replace(inplace_optimize=inplace_loss)
+            return self._output(quantized, x, where, mask), losses.cross_entropy(candidates, wide, targets)
+        breakdown = self._losses(rows, found, candidates, freeze, topk)._replace(inplace_optimize=inplace)
         loss = self._total(breakdown, topk)
         if loss.dim():
             loss = where.restore_indices(loss[0])
         merged = layout.merge_indices(found.indices, self.heads, self.separate_codebook_per_head)
-        out = self._output(quantized, flat, where, token_mask), where.restore_indices(merged), loss
-        return (*out, breakdown) if return_loss_breakdown else out
+        return self._output(quantized, x, where, mask), where.restore_indices(merged), loss, breakdown
 
     def _checked_topk(self, topk: int) -> int:
         if self.heads > 1 or topk < 1:
@@ -406,33 +319,12 @@ class VectorQuantize(nn.Module):
             )
         return min(topk, self.codebook_size)
 
-    def _temperature(self, given: float | None) -> tuple[float, float]:
+    def _temperatures(self, given: float | None) -> tuple[float, float]:
         """Of the draw of codes, and of the softmax of the straight-through gradient; 0 for neither."""
         temperature = self._codebook.sample_codebook_temp if given is None else given
         if not self.training:
             return 0.0, 0.0
         return temperature * self.stochastic_sample_codes, temperature * self.straight_through
-
-    def _optimise(self, rows: Tensor, found: Found) -> Tensor:
-        """One step of the in-place optimizer on the squared distance to the rows; the loss."""
-        with torch.enable_grad():
-            codes = found.codes
-            if not codes.requires_grad:
-                codes = self._codebook.candidates().pick(found.indices)
-            loss = self._distance(rows.detach(), codes, found.indices)
-            loss.backward(inputs=[p for p in self._codebook.parameters() if p.requires_grad])
-        if not self.manual_in_place_optimizer_update:
-            self.update_in_place_optimizer()
-        return loss.detach()
-
-    def _distance(self, rows: Tensor, codes: Tensor, indices: Tensor) -> Tensor:
-        """mean((rows - codes)^2) over rows that have a code, with gradients to both."""
-        rows = rows.to(codes.dtype)
-        if known(indices) and not bool((indices < 0).any()):
-            return nn.functional.mse_loss(codes, rows)
-        valid = indices >= 0
-        error = torch.where(valid.unsqueeze(-1), codes - torch.where(valid.unsqueeze(-1), rows, 0), 0)
-        return error.square().sum() / (valid.sum().clamp_min(1) * rows.shape[-1])
 
     def _with_gradients(
         self, rows: Tensor, found: Found, candidates: Candidates, soft: float, topk: int | None
@@ -459,73 +351,3 @@ class VectorQuantize(nn.Module):
             # Equation 21 of Huh et al. 2023: the gradient counts 1 + v times.
             codes = codes + self.sync_update_v * (codes - codes.detach())
         return codes
-
-    def _losses(
-        self, rows: Tensor, found: Found, candidates: Candidates, freeze: bool, topk: int | None
-    ) -> LossBreakdown:
-        commitment = diversity = orthogonal = self.zero
-        wide = self._codebook.cast(rows)
-        if topk is not None:
-            if not self.training or self.has_commitment_loss:
-                commitment = self._each_distance(rows, found, freeze)
-        elif self.training and self.has_commitment_loss:
-            if self.commitment_use_cross_entropy_loss:
-                commitment = losses.cross_entropy(candidates, wide, found.indices)
-            elif self.learnable_codebook and not freeze:
-                commitment = self._distance(rows, found.codes, found.indices)
-            else:
-                holes = not known(found.indices) or bool((found.indices < 0).any())
-                valid = (found.indices >= 0) if holes else None
-                commitment = commitment_loss(wide, found.codes.detach(), found.distances, valid)
-        if self.training and self.has_codebook_diversity_loss:
-            shared = 1 if self.separate_codebook_per_head else self.heads
-            diversity = losses.diversity(candidates, wide, self.codebook_diversity_temperature, shared)
-        if self.training and self.has_codebook_orthogonal_loss:
-            orthogonal = self._orthogonal(found.indices)
-        return LossBreakdown(commitment, diversity, orthogonal, self.zero)
-
-    def _each_distance(self, rows: Tensor, found: Found, freeze: bool) -> Tensor:
-        """The mean squared distance of every row to each of its ``topk`` codes, (1, B, N, k); 0 where masked."""
-        codes = found.codes if self.learnable_codebook and not freeze else found.codes.detach()
-        each = (codes - rows.to(codes.dtype).unsqueeze(-2)).square().mean(-1)
-        return torch.where(found.indices >= 0, each, 0)
-
-    def _orthogonal(self, indices: Tensor) -> Tensor:
-        embed, number = self._codebook.embed, self.orthogonal_reg_max_codes
-        if not self.orthogonal_reg_active_codes_only:
-            if number is not None and number < self.codebook_size:
-                embed = embed[:, torch.randperm(self.codebook_size, device=embed.device)[:number]]
-            return losses.orthogonal_loss(embed)
-        used = torch.zeros(self.codebook_size + 1, dtype=torch.bool, device=embed.device)
-        used = used.index_fill(0, indices.flatten() + 1, True)[1:]  # slot 0 is that of holes
-        if number is not None and number < self.codebook_size:
-            keys = torch.where(used, torch.rand(used.shape, device=embed.device), -1.0)
-            keys, kept = keys.topk(number)
-            return losses.orthogonal_loss(embed[:, kept], keys >= 0)
-        return losses.orthogonal_loss(embed, used)
-
-    def _total(self, parts: LossBreakdown, topk: int | None) -> Tensor:
-        """The weighted sum; a leaf that may be given to ``backward`` where nothing contributes in training mode."""
-        if not self.training:
-            weight = self.commitment_weight if self.has_commitment_loss else 1.0
-            return self.zero if topk is None else parts.commitment * weight
-        loss = self.zero.clone()
-        if self.has_codebook_diversity_loss:
-            loss = loss + parts.codebook_diversity * self.codebook_diversity_loss_weight
-        if self.has_commitment_loss:
-            loss = loss + parts.commitment * self.commitment_weight
-        if self.has_codebook_orthogonal_loss:
-            loss = loss + parts.orthogonal_reg * self.orthogonal_reg_weight
-        if not loss.requires_grad and not torch.compiler.is_compiling():
-            loss.requires_grad_()
-        return loss
-
-    def _output(self, quantized: Tensor, x: Tensor, where: Layout, mask: Tensor | None) -> Tensor:
-        """Rows (H, R1, R2, D) or (1, B, N, k, D) as the input was laid out, projected out and masked."""
-        merged = layout.merge_heads(quantized, self.heads, self.separate_codebook_per_head)
-        out = self.project_out(merged)
-        if mask is not None:
-            mask = mask.view(*mask.shape, *(1 for _ in range(out.dim() - mask.dim())))
-            rest = x if out.dim() == 3 else x.unsqueeze(-2)
-            out = torch.where(mask, out, 0 if self.return_zeros_for_masked_padding else rest)
-        return where.restore(out)
