@@ -6,6 +6,7 @@ from .grouped_residual import GroupedResidualVQ
 from .latent import LatentQuantize
 from .lookup_free import LFQ
 from .objectives import LossBreakdown
+from .random_projection import RandomProjectionQuantizer
 from .residual import ResidualVQ
 from .residual_fsq import GroupedResidualFSQ, ResidualFSQ
 from .residual_lfq import GroupedResidualLFQ, ResidualLFQ
@@ -22,6 +23,7 @@ __all__ = [
     "GroupedResidualVQ",
     "LatentQuantize",
     "LossBreakdown",
+    "RandomProjectionQuantizer",
     "ResidualFSQ",
     "ResidualLFQ",
     "ResidualSimVQ",

@@ -32,7 +32,7 @@ class QuantizeDropout:
         One seed gives what it gives in vector-quantize-pytorch; None draws a seed.
         """
         seed = shared_draw(10_000, device) if seed is None else seed
-        return self._rounded(random.Random(seed).randrange(self.cutoff, self.stages) + 1)
+        return self._rounded(seeded_stage(seed, self.cutoff, self.stages) + 1)
 
     def traced(self, device: torch.device) -> Tensor:
         """The same as a () int64 tensor, whose value no graph depends on."""
@@ -42,3 +42,9 @@ class QuantizeDropout:
 
     def _rounded(self, number: int) -> int:
         return min(ceil(number / self.multiple_of) * self.multiple_of, self.stages)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def seeded_stage(seed: int, cutoff: int, stages: int) -> int:
+    """The index of the last stage taken that a seed gives."""
+    return random.Random(seed).randrange(cutoff, stages)

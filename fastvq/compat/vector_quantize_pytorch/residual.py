@@ -16,7 +16,7 @@ from .gradients import directional
 from .implicit import MLP, implicit_transform
 from .layout import Layout
 from .residual_stack import StackOptions, fits, packed, quantize_stacks
-from .stepwise import Stepwise
+from .stepwise import Stages, cross_entropies, quantize_stepwise
 from .vector_quantize import VectorQuantize
 
 
@@ -243,8 +243,8 @@ class ResidualVQ(nn.Module):
         if indices is not None:
             targets = torch.stack(indices, -1) if isinstance(indices, list) else indices
             targets = targets.reshape(*flat.shape[:2], self.num_quantizers)
-            stepwise = self.stepwise(sample_codebook_temp, freeze_codebook)
-            total, entropy = stepwise.cross_entropies(rows, valid, targets)
+            stages = self.one_by_one(sample_codebook_temp, freeze_codebook)
+            total, entropy = cross_entropies(stages, rows, valid, targets)
             return self.output(total, flat, where, valid), entropy
         one = self.fits(sample_codebook_temp)
         beam = self.beam(beam_size)
@@ -259,8 +259,8 @@ class ResidualVQ(nn.Module):
             total, codes, losses = (part[0] for part in found)
         else:
             taken = self.num_quantizers if depth is None else int(depth)
-            stepwise = self.stepwise(sample_codebook_temp, freeze_codebook)
-            total, codes, losses = stepwise.quantize(rows, valid, taken, chosen)
+            stages = self.one_by_one(sample_codebook_temp, freeze_codebook)
+            total, codes, losses = quantize_stepwise(stages, rows, valid, taken, chosen)
         total = self.reparametrised(rows, total)
         out = self.output(total, flat, where, valid), where.restore_indices(codes), losses
         return (*out, self.get_codes_from_indices(out[1])) if return_all_codes else out
@@ -275,9 +275,9 @@ class ResidualVQ(nn.Module):
         """How a call goes."""
         return StackOptions(freeze=freeze, shared=self.shared_codebook, through=self.quant_grad_frac)
 
-    def stepwise(self, temperature: float | None, freeze: bool | None) -> Stepwise:
+    def one_by_one(self, temperature: float | None, freeze: bool | None) -> Stages:
         """The stages, to be run one after the other."""
-        return Stepwise(self.stages(), (None, *self.mlps), self.options(freeze), temperature)  # type: ignore[arg-type]
+        return Stages(self.stages(), (None, *self.mlps), self.options(freeze), temperature)  # type: ignore[arg-type]
 
     def beam(self, given: int | None) -> int:
         """The number of choices kept."""
@@ -297,8 +297,10 @@ class ResidualVQ(nn.Module):
 
     def beams(self, rows: Tensor, mask: Tensor | None, beam: int, depth: int | Tensor | None) -> Tensor | None:
         """The codes (B, N, q) that a beam search chooses; None without beams, or before k-means made codes."""
+        if beam == 1:
+            return None
         stages = self.stages()[: None if depth is None else int(depth)]
-        if beam == 1 or not all(layer._codebook._initted for layer in stages):
+        if not all(layer._codebook._initted for layer in stages):
             return None
         wide = rows.detach() if rows.dtype == torch.float64 else rows.detach().float()
         mlps: tuple[Any, ...] = (None, *self.mlps)

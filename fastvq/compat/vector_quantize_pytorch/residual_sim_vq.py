@@ -127,13 +127,16 @@ class ResidualSimVQ(nn.Module):
             quantized as x; indices (B, *R, Q), -1 where dropped; losses (Q,); codes (Q, B, *R, D) on request.
         """
         rows, where = layout.tokens(x, first=self.channel_first, image=False, volume=False)
-        layers = self.stages()
+        layers, depth = self.stages(), None
         if self.training and self.quantize_dropout:
             dropout = QuantizeDropout(
                 self.num_quantizers, self.quantize_dropout_cutoff_index, self.quantize_dropout_multiple_of
             )
-            layers = layers[: dropout.draw(rand_quantize_dropout_fixed_seed, x.device)]
-        quantized, indices, losses = quantize_by(layers, rows)
+            if rand_quantize_dropout_fixed_seed is None and torch.compiler.is_compiling():
+                depth = dropout.traced(x.device)
+            else:
+                layers = layers[: dropout.draw(rand_quantize_dropout_fixed_seed, x.device)]
+        quantized, indices, losses = quantize_by(layers, rows, depth)
         missing = self.num_quantizers - len(layers)
         indices = where.restore_indices(nn.functional.pad(indices, (0, missing), value=-1))
         out = where.restore(quantized), indices, nn.functional.pad(losses, (0, missing))

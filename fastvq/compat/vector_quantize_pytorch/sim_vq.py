@@ -100,11 +100,12 @@ class SimVQ(nn.Module):
         return where.restore(quantized), where.restore_indices(indices[..., 0]), losses[0]
 
 
-def quantize_by(layers: list[SimVQ], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def quantize_by(layers: list[SimVQ], rows: Tensor, depth: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Quantizes rows by the maps' codes, stage after stage, in one search.
 
     Args:
         rows: (B, N, C).
+        depth: () int64, how many stages are taken; None for all.
 
     Returns:
         quantized (B, N, C), with gradients to the rows; indices (B, N, Q); weighted losses (Q,), with gradients to
@@ -117,7 +118,8 @@ def quantize_by(layers: list[SimVQ], rows: Tensor) -> tuple[Tensor, Tensor, Tens
     wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
     codebooks, x = codebooks.to(wide), rows.unsqueeze(0)
     frozen = codebooks.detach()
-    indices, quantized, errors = F.residual_nearest(x.detach(), frozen)
+    limit = None if depth is None else depth.expand(rows.shape[:2])
+    indices, quantized, errors = F.residual_nearest(x.detach(), frozen, stages=limit)
     share = first.input_to_quantize_commit_loss_weight
     how = StackGradients(
         rotate=first.rotation_trick, through=0.0, to_rows=share / (1 + share), to_codes=1 / (1 + share)
