@@ -35,6 +35,8 @@ class AffineCodebook(Codebook):
     batch_variance: Tensor | None
     codebook_mean: Tensor
     codebook_variance: Tensor
+    codebook_mean_needs_init: Tensor
+    codebook_variance_needs_init: Tensor
 
     def __init__(
         self,
@@ -94,9 +96,9 @@ class AffineCodebook(Codebook):
         if self.batch_mean is None or self.batch_variance is None:
             self.batch_mean, self.batch_variance = mean, variance
         else:
-            decay = self.affine_param_batch_decay
-            self.batch_mean.mul_(decay).add_(mean, alpha=1 - decay)
-            self.batch_variance.mul_(decay).add_(variance, alpha=1 - decay)
+            share = 1 - self.affine_param_batch_decay
+            self.batch_mean.lerp_(mean, share)
+            self.batch_variance.lerp_(variance, share)
         if not self._started:
             self._started = True
             self.codebook_mean_needs_init.fill_(False)

@@ -167,7 +167,7 @@ class Codebook(nn.Module):
         x = self.cast(x.detach())
         finite = x.isfinite().all(-1).all(0)
         rows = rows_of(x, None, finite if mask is None else finite & mask)
-        if rows.count == 0 or (known(x) and not bool(rows.valid.any() if rows.valid is not None else True)):
+        if rows.number == 0 or (known(x) and not bool(rows.valid.any() if rows.valid is not None else True)):
             return
         processes = Processes(self.use_ddp and self.sync_kmeans)
         means = self.transform_input(self._first_means(x, rows, processes))
@@ -293,7 +293,8 @@ class Codebook(nn.Module):
         rows = rows_of(self.cast(x), embed_ind)
         processes = Processes(self.use_ddp)
         sums, counts = F.segment_sum(self.cast(x.detach()), embed_ind, self.codebook_size)
-        self.absorb_(*processes.total(*self.seen(sums, counts)), rows, **how)
+        sums, counts = processes.total(*self.seen(sums, counts))
+        self.absorb_(sums, counts, rows, **how)
 
     update_ema_indices = update_indices
 

@@ -20,12 +20,12 @@ class Rows(NamedTuple):
     """Rows to draw from.
 
     Args:
-        count: N, how many.
+        number: N, how many.
         valid: (N,) bool, those that may be drawn; None for all.
         at: head and positions (n,) in [0, N) -> rows (n, D).
     """
 
-    count: int
+    number: int
     valid: Tensor | None
     at: Callable[[int, Tensor], Tensor]
 
@@ -56,7 +56,7 @@ def known(tensor: Tensor) -> bool:
 def positions(rows: Rows, device: torch.device) -> Tensor:
     """Positions of the valid rows, looked at: (n,)."""
     if rows.valid is None:
-        return torch.arange(rows.count, device=device)
+        return torch.arange(rows.number, device=device)
     return rows.valid.nonzero().squeeze(-1)
 
 
@@ -70,8 +70,8 @@ def drawn_rows(rows: Rows, heads: int, count: int, like: Tensor, processes: Proc
     Returns:
         (H, count, D), and (H, count) bool, False where rows ran out.
     """
-    number = min(count, rows.count)
-    keys = torch.rand(heads, rows.count, device=like.device)
+    number = min(count, rows.number)
+    keys = torch.rand(heads, rows.number, device=like.device)
     if rows.valid is not None:
         keys = keys.masked_fill(~rows.valid, -1.0)
     keys, where = keys.topk(number, dim=-1)

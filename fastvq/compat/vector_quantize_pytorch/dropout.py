@@ -44,7 +44,7 @@ class QuantizeDropout:
         return min(ceil(number / self.multiple_of) * self.multiple_of, self.stages)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch.compiler.assume_constant_result
 def seeded_stage(seed: int, cutoff: int, stages: int) -> int:
     """The index of the last stage taken that a seed gives."""
     return random.Random(seed).randrange(cutoff, stages)

@@ -69,7 +69,9 @@ class GroupedResidualVQ(nn.Module):
 
     def get_codes_from_indices(self, indices: Tensor) -> Tensor:
         """indices (G, B, *R, q) -> each stage's codes (G, Q, B, *R, D), before ``project_out``; -1 gives 0."""
-        return torch.stack([rvq.get_codes_from_indices(part) for rvq, part in zip(self.rvqs, indices, strict=True)])
+        return torch.stack(
+            [rvq.get_codes_from_indices(part) for rvq, part in zip(self.stacks(), indices, strict=True)]
+        )
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """indices (G, B, *R, q) -> what they quantize to, channels where the input has them."""
@@ -107,30 +109,7 @@ class GroupedResidualVQ(nn.Module):
         together = not given and all(rvq.fits(sample_codebook_temp) for rvq in stacks) and first.beam(None) == 1
         depth = first.depth(x.device, None, traced=together)
         if together:
-            flat, where = layout.tokens(x, first=False, image=self.accept_image_fmap, volume=False)
-            if first.has_projections:
-                parts = flat.chunk(self.groups, -1)
-                rows = torch.stack([rvq.project_in(part) for rvq, part in zip(stacks, parts, strict=True)])
-            else:
-                rows = layout.split_heads(flat, self.groups, True)
-            valid = layout.valid_tokens(mask, None, where, flat.shape[1])
-            stages = [rvq.stages() for rvq in stacks]
-            total, codes, losses = quantize_stacks(
-                stages, rows.to(flat.dtype), valid, first.options(freeze_codebook), depth=depth
-            )
-            total = first.reparametrised(rows, total)
-            groups = total.unbind(0)
-            if first.has_projections:
-                groups = tuple(rvq.project_out(part) for rvq, part in zip(stacks, groups, strict=True))
-            quantized = torch.cat(groups, -1)
-            if valid is not None:
-                rest = 0 if first.return_zeros_for_masked_padding else flat
-                quantized = torch.where(valid.unsqueeze(-1), quantized, rest)
-            quantized = where.restore(quantized)
-            codes = codes.view(self.groups, *where.shape, codes.shape[-1])
-            out: tuple[Any, ...] = (quantized, codes, losses)
-            return (*out, tuple(self.get_codes_from_indices(codes))) if return_all_codes else out
-
+            return self._together(x, mask, depth, freeze_codebook, return_all_codes)
         each = [
             rvq(
                 chunk,
@@ -145,5 +124,28 @@ class GroupedResidualVQ(nn.Module):
         ]
         if given:
             return torch.cat([part[0] for part in each], self.split_dim), sum(part[1] for part in each)
-        quantized, codes, losses, *all_codes = zip(*each, strict=True)
-        return torch.cat(quantized, self.split_dim), torch.stack(codes), torch.stack(losses), *all_codes
+        parts = list(zip(*each, strict=True))
+        return (torch.cat(parts[0], self.split_dim), torch.stack(parts[1]), torch.stack(parts[2]), *parts[3:])
+
+    def _together(
+        self, x: Tensor, mask: Tensor | None, depth: int | Tensor | None, freeze: bool | None, return_all_codes: bool
+    ) -> tuple[Any, ...]:
+        """``forward`` with all groups and stages in one search."""
+        stacks = self.stacks()
+        first = stacks[0]
+        flat, where = layout.tokens(x, first=False, image=self.accept_image_fmap, volume=False)
+        rows = layout.split_heads(flat, self.groups, True)
+        if first.has_projections:
+            rows = torch.stack([rvq.project_in(part) for rvq, part in zip(stacks, rows, strict=True)]).to(flat.dtype)
+        valid = layout.valid_tokens(mask, None, where, flat.shape[1])
+        stages = [rvq.stages() for rvq in stacks]
+        total, codes, losses = quantize_stacks(stages, rows, valid, first.options(freeze), depth=depth)
+        total = first.reparametrised(rows, total)
+        parts = [rvq.project_out(part) for rvq, part in zip(stacks, total, strict=True)]
+        quantized = torch.cat(parts, -1)
+        if valid is not None:
+            rest = 0 if first.return_zeros_for_masked_padding else flat
+            quantized = torch.where(valid.unsqueeze(-1), quantized, rest)
+        codes = codes.reshape(self.groups, *where.shape, codes.shape[-1])
+        out = where.restore(quantized), codes, losses
+        return (*out, tuple(self.get_codes_from_indices(codes))) if return_all_codes else out

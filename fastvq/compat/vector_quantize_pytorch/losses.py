@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -9,12 +12,12 @@ from torch.utils.checkpoint import checkpoint
 from .candidates import Candidates, blocks, scores
 
 
-def in_blocks(function: object, *arguments: Tensor | bool) -> Tensor:
+def in_blocks(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """``function(*arguments)``, whose insides are formed again for the backward pass rather than kept."""
     wanted = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
     if not wanted:
-        return function(*arguments)  # type: ignore[operator, no-any-return]
-    result: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)  # type: ignore[arg-type]
+        return function(*arguments)
+    result: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
     return result
 
 
@@ -54,7 +57,7 @@ def diversity(candidates: Candidates, rows: Tensor, temperature: float, shared_h
     total = rows.new_zeros((), dtype=torch.float64 if rows.dtype == torch.float64 else torch.float32)
     for start in range(0, number, step):
         positions = grid[:, start : start + step]
-        mean = sum(
+        parts = [
             in_blocks(
                 _mean_probability,
                 rows[head].flatten(0, 1)[positions.flatten()],
@@ -64,9 +67,8 @@ def diversity(candidates: Candidates, rows: Tensor, temperature: float, shared_h
                 positions.shape[0],
             )
             for head in range(heads)
-        )
-        assert isinstance(mean, Tensor)
-        mean = mean / heads
+        ]
+        mean = torch.stack(parts).mean(0)
         total = total + (mean * mean.clamp_min(1e-5).log()).sum()
     return total / max(number, 1)
 

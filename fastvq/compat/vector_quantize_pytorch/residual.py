@@ -277,7 +277,7 @@ class ResidualVQ(nn.Module):
 
     def one_by_one(self, temperature: float | None, freeze: bool | None) -> Stages:
         """The stages, to be run one after the other."""
-        return Stages(self.stages(), (None, *self.mlps), self.options(freeze), temperature)  # type: ignore[arg-type]
+        return Stages(self.stages(), (None, *self.mlps), self.options(freeze), temperature)
 
     def beam(self, given: int | None) -> int:
         """The number of choices kept."""
