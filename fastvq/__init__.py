@@ -25,6 +25,7 @@ from .rules import (
     RelativeUsage,
 )
 from .sim_vq import ResidualSimVQ, SimVQ
+from .swapping import SwapReport, swap, unswap
 from .vector_quantize import VectorQuantize
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "RotationTrick",
     "SimVQ",
     "StraightThrough",
+    "SwapReport",
     "VectorQuantize",
     "__version__",
     "codes",
@@ -69,4 +71,6 @@ __all__ = [
     "losses",
     "metrics",
     "ops",
+    "swap",
+    "unswap",
 ]

@@ -115,10 +115,25 @@ def test_import_is_quick():
     assert min(took) < 0.5
 
 
+def in_checkout(code: str, *path: Path) -> subprocess.CompletedProcess[str]:
+    """Runs code with the checkout first on the path, as Python started in it has, and other folders after it."""
+    code = f"import sys; sys.path[:0] = {[str(ROOT), *map(str, path)]!r}; {code}"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=path[0])
+
+
 def test_packages_refuse_other_names(tmp_path):
-    for folder in ("kernels", "models"):
-        code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {folder}"
-        result = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
-        )
-        assert f"import this package as 'fastvq.{folder}'" in result.stderr
+    assert "import this package as 'fastvq.models'" in in_checkout("import models", tmp_path).stderr
+    assert "No module named 'kernels.cpu'" in in_checkout("import kernels.cpu", tmp_path).stderr
+    assert "cannot import name 'cpu'" in in_checkout("from kernels import cpu", tmp_path).stderr
+
+
+def test_a_checkout_gives_way_to_the_package_called_kernels(tmp_path):
+    """transformers looks for it, and must find it, or nothing; ours works beside it."""
+    nothing = "import kernels; assert getattr(kernels, '__file__', None) is None; import fastvq.kernels.reference"
+    assert in_checkout(nothing, tmp_path).returncode == 0
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("from .part import value")
+    (tmp_path / "kernels" / "part.py").write_text("value = 7")
+    found = "import kernels.part; assert kernels.value == kernels.part.value == 7; import fastvq.kernels.reference"
+    result = in_checkout(found, tmp_path)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,395 @@
+"""Models that exist, swapped: the same codes, averages and audio, the same keys, and the way back."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastvq
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+
+def fill(layers, rows: Tensor, set_codes) -> None:
+    """Codebooks by k-means on what the stages before leave, since models made from a config have only zeros."""
+    residual = rows
+    for layer in layers:
+        size = layer.codebook.codebook_size
+        codes = fastvq.kmeans(residual, size, iters=8, generator=torch.Generator().manual_seed(0)).codebook
+        set_codes(layer.codebook, codes)
+        residual = residual - codes[torch.cdist(residual, codes).argmin(-1)]
+
+
+def set_encodec(codebook, codes):
+    codebook.embed.copy_(codes)
+    codebook.embed_avg.copy_(codes)
+    codebook.cluster_size.fill_(1.0)
+
+
+def set_mimi(codebook, codes):
+    usage = torch.rand(len(codes)) + 0.5
+    codebook.cluster_usage.copy_(usage)
+    codebook.embed_sum.copy_(codes * usage[:, None])
+    codebook._embed = None
+
+
+@torch.no_grad()
+def encodec():
+    torch.manual_seed(0)
+    config = transformers.EncodecConfig(
+        num_filters=4, hidden_size=32, codebook_dim=32, codebook_size=64, target_bandwidths=[3.6], num_lstm_layers=1
+    )
+    model = transformers.EncodecModel(config).eval()
+    audio = torch.randn(4, 1, 48000) * 0.3
+    fill(model.quantizer.layers, model.encoder(audio).mT.reshape(-1, 32), set_encodec)
+    return model, audio
+
+
+@torch.no_grad()
+def mimi():
+    torch.manual_seed(0)
+    config = transformers.MimiConfig(
+        num_filters=4,
+        hidden_size=48,
+        codebook_dim=16,
+        vector_quantization_hidden_dimension=16,
+        codebook_size=64,
+        num_quantizers=6,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=12,
+        intermediate_size=64,
+        upsample_groups=48,
+        upsampling_ratios=[4, 4, 2, 2],
+    )
+    model = transformers.MimiModel(config).eval()
+    audio = torch.randn(4, 1, 48000) * 0.3
+    latents = model.encoder(audio).latents
+    for stack in (
+        model.quantizer.semantic_residual_vector_quantizer,
+        model.quantizer.acoustic_residual_vector_quantizer,
+    ):
+        fill(stack.layers, stack.input_proj(latents).mT.reshape(-1, 16), set_mimi)
+    return model, audio
+
+
+@torch.no_grad()
+def dac():
+    torch.manual_seed(0)
+    config = transformers.DacConfig(
+        encoder_hidden_size=8,
+        decoder_hidden_size=64,
+        n_codebooks=4,
+        codebook_size=64,
+        downsampling_ratios=[2, 4, 4, 5],
+    )
+    model = transformers.DacModel(config).eval()
+    audio = torch.randn(4, 1, 32000) * 0.3
+    residual = model.encoder(audio)
+    for stage in model.quantizer.quantizers:
+        latents = stage.in_proj(residual)
+        rows = latents.mT.reshape(-1, latents.shape[1])
+        codes = fastvq.kmeans(rows, 64, iters=8, generator=torch.Generator().manual_seed(0)).codebook
+        stage.codebook.weight.copy_(codes)
+        residual = residual - stage(residual)[0]
+    return model, audio
+
+
+def encode(model, audio) -> Tensor:
+    """Codes, (Q, ...)."""
+    out = model.encode(audio)
+    codes = out.audio_codes
+    return codes.squeeze(0).transpose(0, 1) if codes.dim() == 4 else codes.transpose(0, 1)
+
+
+MODELS = {"encodec": encodec, "mimi": mimi, "dac": dac}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def made(request):
+    return MODELS[request.param]()
+
+
+@torch.no_grad()
+def test_transformers_models_keep_their_codes_and_audio(made):
+    original, audio = made
+    model = copy.deepcopy(original)
+    before, keys = encode(model, audio), list(model.state_dict())
+    used = torch.stack([codes.flatten().bincount(minlength=64) > 0 for codes in before]).float().mean()
+    assert used > 0.5, "the codebooks are hardly used, so that equal codes would prove nothing"
+    report = fastvq.swap(model)
+    assert report.swapped
+    assert "swapped" in str(report)
+    after = encode(model, audio)
+    same = (before == after).all(0)
+    assert same.float().mean() > 0.998  # close calls go to the truly nearest code
+    assert list(model.state_dict()) == keys
+    clips = same.flatten(1).all(1)
+    assert clips.any()
+    heard, wanted = (m(audio).audio_values.view(len(audio), -1) for m in (model, original))
+    torch.testing.assert_close(heard[clips], wanted[clips], rtol=1e-4, atol=1e-5)
+    assert fastvq.unswap(model) == len(report.swapped)
+    assert type(model.quantizer) is type(original.quantizer)
+    assert torch.equal(encode(model, audio), before)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, original.state_dict()[name])
+
+
+@torch.no_grad()
+def test_swapped_codes_are_the_nearest(made):
+    """Where codes differ, the swapped ones are nearer in float64, by less than the original's rounding."""
+    original, _ = made
+    swapped = copy.deepcopy(original)
+    fastvq.swap(swapped)
+    stacks = [m for m in original.modules() if type(m).__name__.endswith(("ResidualVectorQuantizer",))]
+    stacks = [m for m in stacks if hasattr(m, "layers")]
+    if not stacks:
+        pytest.skip("stages with projections are compared by their codes above")
+    for number, stack in enumerate(stacks):
+        other = [m for m in swapped.modules() if isinstance(m, type(stack))][number]
+        dim = stack.layers[0].codebook.embed.shape[1]
+        hidden = torch.randn(2, stack.input_proj.in_channels if getattr(stack, "input_proj", None) else dim, 500)
+        old, new = stack.encode(hidden), other.encode(hidden)
+        rows = (stack.input_proj(hidden) if getattr(stack, "input_proj", None) else hidden).mT.reshape(-1, dim)
+        same = torch.ones(len(rows), dtype=torch.bool)
+        residual = rows.clone()
+        for stage, layer in enumerate(stack.layers[: len(old)]):
+            codes = layer.codebook.embed
+            distances = (residual.double()[:, None] - codes.double()).square().sum(-1)
+            a, b = old[stage].flatten(), new[stage].flatten()
+            gap = (distances.gather(1, a[:, None]) - distances.gather(1, b[:, None])).squeeze(1)
+            assert (distances.gather(1, b[:, None]).squeeze(1)[same] == distances.min(1).values[same]).all()
+            scale = residual.square().sum(-1) + codes.square().sum(-1).max()
+            assert (gap[same] <= 4 * (dim + 8) * 2**-24 * scale[same]).all()
+            same &= a == b
+            residual = residual - codes[b]
+        assert same.float().mean() > 0.99
+
+
+@torch.no_grad()
+def test_weights_that_change_are_seen(made):
+    model, audio = copy.deepcopy(made[0]), made[1]
+    fastvq.swap(model)
+    before = encode(model, audio)
+    other = copy.deepcopy(made[0])
+    for name, value in other.named_buffers():
+        if name.endswith((".embed", ".embed_sum")):
+            value.copy_(value.flip(0))
+    for name, value in other.named_parameters():
+        if name.endswith("codebook.weight"):
+            value.copy_(value.flip(0))
+    for module in other.modules():
+        if hasattr(module, "_embed"):
+            module._embed = None
+    model.load_state_dict(other.state_dict())
+    for module in model.modules():
+        if hasattr(module, "_embed"):
+            module._embed = None
+    after = encode(model, audio)
+    assert not torch.equal(before, after)
+    assert (after == encode(other, audio)).float().mean() > 0.99
+    model.double()
+    assert (encode(model, audio.double()) == after).float().mean() > 0.9
+
+
+@torch.no_grad()
+def test_swapped_models_are_copied_and_pickled(made):
+    model, audio = copy.deepcopy(made[0]), made[1]
+    fastvq.swap(model)
+    codes = encode(model, audio)
+    assert torch.equal(encode(copy.deepcopy(model), audio), codes)
+    model.quantizer = pickle.loads(pickle.dumps(model.quantizer))
+    assert torch.equal(encode(model, audio), codes)
+    assert fastvq.unswap(copy.deepcopy(model)) > 0
+    assert fastvq.swap(model).swapped == []  # once is enough
+
+
+@torch.no_grad()
+def test_swapped_models_are_saved_and_loaded(made, tmp_path):
+    model, audio = copy.deepcopy(made[0]), made[1]
+    fastvq.swap(model)
+    codes = encode(model, audio)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(encode(type(made[0]).from_pretrained(tmp_path).eval(), audio), encode(made[0], audio))
+    assert torch.equal(encode(model, audio), codes)
+
+
+class Codebook(nn.Module):
+    """As encodec's EuclideanCodebook: its attributes, and its steps in the textbook's form."""
+
+    def __init__(self, dim: int, size: int) -> None:
+        super().__init__()
+        self.decay, self.epsilon, self.codebook_size, self.threshold = 0.9, 1e-5, size, 2.0
+        self.register_buffer("inited", torch.tensor([1.0]))
+        self.register_buffer("cluster_size", torch.full((size,), 5.0))
+        self.register_buffer("embed", torch.randn(size, dim))
+        self.register_buffer("embed_avg", self.embed * 5.0)
+
+    def init_embed_(self, data):
+        assert self.inited
+
+    def expire_codes_(self, rows):
+        expired = self.cluster_size < self.threshold
+        self.embed.data[expired] = rows[: int(expired.sum())]
+
+    def quantize(self, x):
+        return torch.cdist(x, self.embed).argmin(-1)
+
+    def dequantize(self, indices):
+        return nn.functional.embedding(indices, self.embed)
+
+    def encode(self, x):
+        return self.quantize(x.reshape(-1, x.shape[-1])).view(x.shape[:-1])
+
+    def decode(self, indices):
+        return self.dequantize(indices)
+
+    def forward(self, x):
+        rows = x.reshape(-1, x.shape[-1])
+        self.init_embed_(rows)
+        indices = self.quantize(rows)
+        quantized = self.dequantize(indices.view(x.shape[:-1]))
+        if self.training:
+            self.expire_codes_(rows)
+            one_hot = nn.functional.one_hot(indices, self.codebook_size).to(x.dtype)
+            self.cluster_size.data.mul_(self.decay).add_(one_hot.sum(0), alpha=1 - self.decay)
+            self.embed_avg.data.mul_(self.decay).add_(one_hot.T @ rows, alpha=1 - self.decay)
+            total = self.cluster_size.sum()
+            smooth = (self.cluster_size + self.epsilon) / (total + self.codebook_size * self.epsilon) * total
+            self.embed.data.copy_(self.embed_avg / smooth[:, None])
+        return quantized, indices.view(x.shape[:-1])
+
+
+EuclideanCodebook = type("EuclideanCodebook", (Codebook,), {})
+
+
+class Layer(nn.Module):
+    def __init__(self, dim: int, size: int) -> None:
+        super().__init__()
+        self._codebook = EuclideanCodebook(dim, size)
+        self.project_in = nn.Identity()
+
+    def encode(self, x):
+        return self._codebook.encode(x.mT)
+
+    def decode(self, indices):
+        return self._codebook.decode(indices).mT
+
+    def forward(self, x):
+        quantized, indices = self._codebook(x.mT)
+        return quantized.mT, indices
+
+
+class ResidualVectorQuantization(nn.Module):
+    """As encodec's and audiocraft's."""
+
+    def __init__(self, dim: int, size: int, stages: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(dim, size) for _ in range(stages))
+
+    def forward(self, x, n_q=None):
+        residual, out, indices = x, 0.0, []
+        for layer in self.layers[:n_q]:
+            quantized, found = layer(residual)
+            residual, out = residual - quantized, out + quantized
+            indices.append(found)
+        return out, torch.stack(indices)
+
+    def encode(self, x, n_q=None):
+        residual, indices = x, []
+        for layer in self.layers[: n_q or len(self.layers)]:
+            indices.append(layer.encode(residual))
+            residual = residual - layer.decode(indices[-1])
+        return torch.stack(indices)
+
+    def decode(self, q_indices):
+        return sum(layer.decode(indices) for layer, indices in zip(self.layers, q_indices, strict=False))
+
+
+def test_encodecs_own_stack_in_training_and_outside():
+    torch.manual_seed(0)
+    original = ResidualVectorQuantization(6, 12, 3)
+    swapped = copy.deepcopy(original)
+    report = fastvq.swap(swapped)
+    assert len(report.swapped) == 4
+    for step in range(20):
+        x = torch.randn(2, 6, 50)
+        for ours, theirs in zip(swapped(x), original(x), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+        for name, value in original.state_dict().items():
+            torch.testing.assert_close(swapped.state_dict()[name], value, rtol=1e-5, atol=1e-5)
+        if step % 5 == 4:
+            original.eval(), swapped.eval()
+            assert torch.equal(swapped.encode(x), original.encode(x))
+            assert torch.equal(swapped.encode(x, 2), original.encode(x, 2))
+            torch.testing.assert_close(swapped.decode(original.encode(x)), original.decode(original.encode(x)))
+            original.train(), swapped.train()
+    assert fastvq.unswap(swapped) == 4
+    assert type(swapped) is ResidualVectorQuantization
+    assert len({layer._codebook.embed.untyped_storage().data_ptr() for layer in swapped.layers}) == 3
+
+
+class QuantizeEMAReset(nn.Module):
+    """As T2M-GPT's: the facts of the specification, in plain torch."""
+
+    def __init__(self, nb_code: int, code_dim: int) -> None:
+        super().__init__()
+        self.nb_code, self.code_dim, self.mu = nb_code, code_dim, 0.99
+        self.register_buffer("codebook", torch.randn(nb_code, code_dim))
+        self.code_sum, self.code_count = self.codebook.clone(), torch.ones(nb_code)
+
+    def init_codebook(self, x):
+        raise AssertionError
+
+    def _tile(self, x):
+        return x.repeat(-(-self.nb_code // len(x)), 1)
+
+    def quantize(self, x):
+        return torch.cdist(x, self.codebook).argmin(-1)
+
+    @torch.no_grad()
+    def update_codebook(self, x, code_idx):
+        one_hot = nn.functional.one_hot(code_idx, self.nb_code).float().T
+        spare = self._tile(x)[: self.nb_code]
+        self.code_sum = self.mu * self.code_sum + (1 - self.mu) * (one_hot @ x)
+        self.code_count = self.mu * self.code_count + (1 - self.mu) * one_hot.sum(1)
+        usage = (self.code_count >= 1.0).float()[:, None]
+        self.codebook = usage * self.code_sum / self.code_count[:, None] + (1 - usage) * spare
+        share = one_hot.sum(1) / len(x)
+        return torch.exp(-(share * torch.log(share + 1e-7)).sum())
+
+    def forward(self, x):
+        rows = x.mT.reshape(-1, x.shape[1])
+        indices = self.quantize(rows)
+        quantized = self.codebook[indices]
+        perplexity = self.update_codebook(rows, indices) if self.training else None
+        return quantized.view(x.mT.shape).mT, indices, perplexity
+
+
+def test_ema_reset_quantizers():
+    torch.manual_seed(0)
+    original = nn.ModuleDict({"quantizer": QuantizeEMAReset(16, 6)})
+    swapped = copy.deepcopy(original)
+    assert len(fastvq.swap(swapped).swapped) == 1
+    for _ in range(20):
+        x = torch.randn(3, 6, 40)
+        ours, theirs = swapped["quantizer"](x), original["quantizer"](x)
+        assert torch.equal(ours[1], theirs[1])
+        torch.testing.assert_close(ours[2], theirs[2])
+        for name in ("codebook", "code_sum", "code_count"):
+            torch.testing.assert_close(getattr(swapped["quantizer"], name), getattr(original["quantizer"], name))
+
+
+def test_what_is_left_is_said():
+    class MyQuantizer(nn.Module):
+        pass
+
+    report = fastvq.swap(nn.Sequential(nn.Linear(2, 2), MyQuantizer(), fastvq.VectorQuantize(4, 8)))
+    assert report.swapped == []
+    assert [(left.name, left.kind) for left in report.left] == [("1", "MyQuantizer")]
+    assert "no handler" in str(report)
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got str"):
+        fastvq.swap("model")
