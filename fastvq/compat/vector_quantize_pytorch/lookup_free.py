@@ -11,6 +11,7 @@ from torch.nn import functional as nnf
 
 from ... import bit_entropy
 from ... import validation as check
+from ...lookup_free import MOST_BITS
 from ...scalar import mean_of, straight_through
 from .scalar import (
     from_rows,
@@ -287,6 +288,11 @@ class LFQ(nn.Module):
             commitment = mean_of((rows - quantized).square(), counted.unsqueeze(-1).expand(rows.shape[:-1]))
         if not self.entropy_loss_weight and not wanted:
             return LossBreakdown(self.zero, self.zero, commitment)
+        if self.codebook_dim > MOST_BITS:
+            raise ValueError(
+                f"the entropy of {self.codebook_size} codes needs as many numbers; pass entropy_loss_weight=0, or "
+                "split the bits over num_codebooks, or use fastvq.LFQ with CodeEntropy(groups=...)"
+            )
         if self.frac_per_sample_entropy < 1:
             rows, counted = self._fraction(rows, counted, whole=valid is None)
         # The entries of a code, up to sign, give by how much a bit sets two codes apart in the softmax.

@@ -110,7 +110,9 @@ class StageDropout(nn.Module):
             if not 0 <= seed < SEEDS:
                 return torch.full((), _last(seed, *self.settings), device=self.last.device)
             return self.last[seed]
-        return self.last[shared_seed(self.last.device) if seed is None else seed]
+        seed = shared_seed(self.last.device) if seed is None else seed
+        # Not self.last[seed]: that reads the seed on the host.
+        return self.last.index_select(0, seed.reshape(1)).squeeze(0)
 
 
 def shared_seed(device: torch.device) -> Tensor:

@@ -368,3 +368,28 @@ def test_log_probabilities_of_bits():
     agree(theirs.binary_entropy(logits), mine.binary_entropy(logits), 1e-6)
     agree(theirs.calc_aux_loss(logits), mine.calc_aux_loss(logits), 1e-5)
     assert torch.equal(theirs.codes, mine.codes)
+
+
+@pytest.mark.parametrize(
+    "keywords", [{}, {"num_codebooks": 3}, {"num_codebooks": 3, "norm": False, "kmeans_init": True}]
+)
+def test_random_projections(keywords):
+    keywords = {"dim": 32, "codebook_size": 50, "codebook_dim": 8, **keywords}
+    theirs, mine = pair("RandomProjectionQuantizer", keywords)
+    assert theirs.state_dict().keys() == mine.state_dict().keys()
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(value, mine.state_dict()[name]), name
+    x = torch.randn(2, 40, 32)
+    if "kmeans_init" in keywords:
+        theirs(x)  # begins with k-means, and both with what it makes
+    mine.load_state_dict(theirs.state_dict())
+    theirs.load_state_dict(mine.state_dict())
+    labels = theirs(x)
+    agree(labels, mine.train()(x), 0)
+    losses = []
+    for module in (theirs, mine):
+        given = x.clone().requires_grad_()
+        loss = module(given, indices=labels)
+        losses.append((loss, *torch.autograd.grad(loss, given)))
+    for a, b in zip(*losses, strict=True):
+        agree(a, b, 1e-5)
