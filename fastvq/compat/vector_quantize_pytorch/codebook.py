@@ -167,9 +167,10 @@ class Codebook(nn.Module):
         x = self.cast(x.detach())
         finite = x.isfinite().all(-1).all(0)
         rows = rows_of(x, None, finite if mask is None else finite & mask)
-        if rows.number == 0 or (known(x) and not bool(rows.valid.any() if rows.valid is not None else True)):
-            return
         processes = Processes(self.use_ddp and self.sync_kmeans)
+        empty = rows.number == 0 or (known(x) and not bool(finite.any() if mask is None else (finite & mask).any()))
+        if empty and not processes.many:  # with others to wait for, this process takes part all the same
+            return
         means = self.transform_input(self._first_means(x, rows, processes))
         metric = "dot" if self.use_cosine_sim else "l2"
         sizes = torch.zeros_like(self.cluster_size)

@@ -124,7 +124,7 @@ class GroupedResidualVQ(nn.Module):
         ]
         if given:
             return torch.cat([part[0] for part in each], self.split_dim), sum(part[1] for part in each)
-        parts = list(zip(*each, strict=True))
+        parts: list[Any] = list(zip(*each, strict=True))
         return (torch.cat(parts[0], self.split_dim), torch.stack(parts[1]), torch.stack(parts[2]), *parts[3:])
 
     def _together(
