@@ -115,15 +115,20 @@ static void read_codes(const PreparedCodes& call, int64_t group, int64_t chunk) 
   call.chunk_finite[slot] = finite;
 }
 
-// The group's mean and scale, from the chunks.
+// The group's mean and scale, from the chunks. A chunk with far larger entries than another stays out of the mean, which
+// one outlier would draw away from all other codes; any m will do.
 static void centre_codes(const PreparedCodes& call, int64_t group) {
+  constexpr float FAR = 64;
   const int64_t codes_count = call.codebook.codes, slot = group * call.chunks;
   GroupCodes& codes = call.groups[group];
   int64_t finite = 0;
-  float largest_entry = 0;
+  float largest_entry = 0, least_entry = HUGE_VALF;
   for (int64_t chunk = 0; chunk < call.chunks; ++chunk) {
     finite += call.chunk_finite[slot + chunk];
-    if (call.chunk_largest[slot + chunk] > largest_entry) largest_entry = call.chunk_largest[slot + chunk];
+    if (call.chunk_finite[slot + chunk] == 0) continue;
+    const float entry = call.chunk_largest[slot + chunk];
+    largest_entry = entry > largest_entry ? entry : largest_entry;
+    least_entry = entry < least_entry ? entry : least_entry;
   }
   codes.whole = finite == codes_count;
   codes.example = finite > 0 ? 0 : -1;
@@ -137,11 +142,16 @@ static void centre_codes(const PreparedCodes& call, int64_t group) {
   codes.row_scale = l2 ? codes.scale : 1.0f;
 
   double* sums = call.chunk_sums + slot * call.width;
-  for (int64_t chunk = 1; chunk < call.chunks; ++chunk)
-    for (int64_t d = 0; d < call.width; ++d) sums[d] += sums[chunk * call.width + d];
+  int64_t counted = 0;
+  for (int64_t chunk = 0; chunk < call.chunks; ++chunk) {
+    if (call.chunk_finite[slot + chunk] == 0 || call.chunk_largest[slot + chunk] > FAR * least_entry) continue;
+    const double* add = sums + chunk * call.width;
+    for (int64_t d = 0; d < call.width; ++d) sums[d] = counted > 0 ? sums[d] + add[d] : add[d];
+    counted += call.chunk_finite[slot + chunk];
+  }
   float* mean = call.mean + group * call.width;
   float* row_shift = call.row_shift + group * call.width;
-  const double factor = finite > 0 ? double(codes.scale) / double(finite) : 0;
+  const double factor = counted > 0 ? double(codes.scale) / double(counted) : 0;
   for (int64_t d = 0; d < call.width; ++d) {
     const auto value = static_cast<float>(sums[d] * factor);
     mean[d] = value - value == 0 ? value : 0.0f;  // sums of huge codes may overflow; any m will do
@@ -216,37 +226,83 @@ static double pack_singles(const PreparedCodes& call, int64_t group, int64_t pan
   return largest_square;
 }
 
+// Makes outliers absent from a packed panel.
+FASTVQ_INLINE void drop_outliers(const GroupCodes& codes, float* panel) {
+  for (int lane = 0; lane < PANEL; ++lane) panel[lane] = panel[lane] < codes.least_bias ? -HUGE_VALF : panel[lane];
+}
+
+// Drops outliers from the first level: a few codes (one in 16 at most), each 256 times as long as those of some panel
+// and twice as long as any that is kept. Returns the largest |e^|^2 of the others. `largest` is that of all codes.
+static double find_outliers(const PreparedCodes& call, int64_t group, double largest) {
+  GroupCodes& codes = call.groups[group];
+  codes.least_bias = -HUGE_VALF;
+  codes.near_square = HUGE_VALF;
+  double least = largest;
+  for (int64_t panel = group * call.panels; panel < (group + 1) * call.panels; ++panel)
+    least = call.panel_square[panel] < least ? double(call.panel_square[panel]) : least;
+  if (call.metric != Metric::l2 || call.topk > 0 || largest <= 65536 * least) return largest;
+
+  float* packed = reinterpret_cast<float*>(call.packed[0]) + group * call.packed_size[0];
+  const int64_t panel_size = (call.depth[0] + 1) * PANEL;
+  double kept = 0x1p-124, shortest = HUGE_VAL;  // biases below that are not exact to a float's last bit
+  int64_t count = 0;
+  for (int64_t panel = 0; panel < call.panels; ++panel)
+    for (int lane = 0; lane < PANEL; ++lane) {
+      const double square = -2 * double(packed[panel * panel_size + lane]);
+      if (square == HUGE_VAL) continue;
+      if (square <= 65536 * least) {
+        kept = square > kept ? square : kept;
+      } else {
+        shortest = square < shortest ? square : shortest;
+        ++count;
+      }
+    }
+  if (16 * count > call.codebook.codes || shortest < 4 * kept) return largest;
+  codes.least_bias = static_cast<float>(-kept);
+  for (int64_t panel = 0; panel < call.panels; ++panel) drop_outliers(codes, packed + panel * panel_size);
+  const double norm = 0.499 * __builtin_sqrt(shortest) - 0.501 * __builtin_sqrt(kept);
+  const double square = (1 - 0x1p-20) * (norm * norm / codes.norm_factor - codes.norm_offset);
+  codes.near_square = square > 0 ? static_cast<float>(square) : 0.0f;
+  return (1 + 0x1p-20) * kept;
+}
+
 // The slacks, once every panel is packed.
 static void bound_codes(const PreparedCodes& call, int64_t group) {
   GroupCodes& codes = call.groups[group];
   const auto dim = static_cast<double>(call.codebook.dim);
-  double code_square = 0, lost_square = 0, mean_square = 0;
-  for (int64_t panel = group * call.panels; panel < (group + 1) * call.panels; ++panel) {
-    if (call.panel_square[panel] > code_square) code_square = call.panel_square[panel];
-    if (call.pairs && call.panel_rounding[panel] > lost_square) lost_square = call.panel_rounding[panel];
+  const auto gamma = [](double n, double unit) { return n * unit / (1 - n * unit); };
+  codes.norm_factor = static_cast<float>((1 + 0x1p-10) * (1 + 2 * gamma(dim + 1, 0x1p-24)));
+  codes.norm_offset = static_cast<float>((1 + 0x1p-10) * dim * 0x1p-126);
+  double all_square = 0, lost_square = 0, mean_square = 0;
+  for (int64_t panel = group * call.panels; panel < (group + 1) * call.panels; ++panel)
+    if (call.panel_square[panel] > all_square) all_square = call.panel_square[panel];
+  const double code_square = find_outliers(call, group, all_square);
+  for (int64_t panel = group * call.panels; call.pairs && panel < (group + 1) * call.panels; ++panel) {
+    // Where a panel had outliers: rounding to bfloat16 takes at most 2^-8 of an entry, or a denormal one whole.
+    const bool had_outliers = call.panel_square[panel] > code_square;
+    const double lost = had_outliers ? 0x1p-16 * code_square : double(call.panel_rounding[panel]);
+    if (lost > lost_square) lost_square = lost;
   }
+  lost_square = (lost_square + codes.norm_offset) * codes.norm_factor;
   const float* mean = call.mean + group * call.width;
   for (int64_t d = 0; d < call.codebook.dim; ++d) mean_square += double(mean[d]) * double(mean[d]);
-  const double E = __builtin_sqrt(code_square), Q = __builtin_sqrt(lost_square);
-  const double C = E + __builtin_sqrt(mean_square);
-  const auto gamma = [](double n, double unit) { return n * unit / (1 - n * unit); };
+  const double E = __builtin_sqrt(code_square), Q = __builtin_sqrt(lost_square), A = __builtin_sqrt(all_square);
+  const double C = A + __builtin_sqrt(mean_square);
   const double g = gamma(dim + 5, 0x1p-24), h = gamma(dim + 3, 0x1p-53), t = (dim + 1) * 0x1p-124;
   const bool l2 = call.metric == Metric::l2;
-  // From the pass's own errors: linear in Y, constant, and of what rounding took from the row.
-  const auto slack = [&](double linear, double constant, double rounding) {
+  // From the pass's own errors (linear in Y, constant, and of what rounding took from the row) on codes up to `length`.
+  const auto slack = [&](double linear, double constant, double rounding, double length) {
     constexpr double INFLATION = 1 + 0x1p-10;
     return Slack{static_cast<float>(INFLATION * (l2 ? h : 0)),
-                 static_cast<float>(INFLATION * (linear + 2 * h * (l2 ? E : C) + 2 * t)),
-                 static_cast<float>(INFLATION * ((l2 ? constant + h * E * E : 0) + 2 * t * (1 + E))),
+                 static_cast<float>(INFLATION * (linear + 2 * h * (l2 ? length : C) + 2 * t)),
+                 static_cast<float>(INFLATION * ((l2 ? constant + h * length * length : 0) + 2 * t * (1 + length))),
                  static_cast<float>(INFLATION * rounding)};
   };
   const double wide = gamma(2 * dim + 6, 0x1p-53);
-  codes.slack[FIRST] = slack(2 * (Q + g * (E + Q)), g * E * E, 2 * (1 + g) * (E + Q));
-  codes.slack[SECOND] = slack(2 * g * E, g * E * E, 0);
-  codes.slack[DENSE] = slack(2 * wide * E, wide * E * E, 0);
-  codes.given = slack(2 * g * C, 0, 0);
-  codes.norm_factor = static_cast<float>((1 + 0x1p-10) * (1 + 2 * gamma(dim + 1, 0x1p-24)));
-  codes.norm_offset = static_cast<float>((1 + 0x1p-10) * dim * 0x1p-126);
+  codes.slack[FIRST] = slack(2 * (Q + g * (E + Q)), g * E * E, 2 * (1 + g) * (E + Q), E);
+  codes.slack[SECOND] = slack(2 * g * E, g * E * E, 0, E);
+  codes.slack[DENSE] = slack(2 * wide * A, wide * A * A, 0, A);
+  codes.given = slack(2 * g * C, 0, 0, A);
 }
 
 }  // namespace fastvq::cpu::FASTVQ_ISA

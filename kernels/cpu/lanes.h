@@ -252,14 +252,16 @@ static int64_t settle_set(const Nearest& call, int64_t group, const float* packe
   stand_up<PADDED, SET>(chosen, SET, dim, s.chosen);
   column_costs(s.given + first * PADDED, s.chosen, dim, SET, l2, costs);
 
-  uint64_t safe = 0, doubtful = 0;
+  uint64_t safe = 0, near = 0, doubtful = 0;
   for (int r = 0; r < SET; r += LANES) {
-    safe |= uint64_t{bits(greater(splat(LARGEST_SQUARE), load<Floats>(s.squares + first + r)))} << r;
+    const Floats square = load<Floats>(s.squares + first + r);
+    safe |= uint64_t{bits(greater(splat(LARGEST_SQUARE), square))} << r;
+    near |= uint64_t{bits(greater(splat(call.groups[group].near_square), square))} << r;
     if (call.exact)
       doubtful |= uint64_t{bits(at_least(load<Floats>(s.second + first + r), load<Floats>(thresholds + r)))} << r;
   }
   const uint64_t present = ~uint64_t{0} >> (64 - count);
-  doubtful &= safe & present;
+  doubtful = (doubtful | ~near) & safe & present;
   for (int r = 0; r < count; ++r) write_row<float>(call, group, numbers[r], s.where[first + r], costs[r]);
   if ((safe & ~doubtful & present) == present) return 0;
   for (int r = 0; r < count; ++r)
@@ -273,7 +275,7 @@ static int64_t settle_set(const Nearest& call, int64_t group, const float* packe
   int64_t rescored = 0, dense = 0;
   for (; doubtful; doubtful &= doubtful - 1) {
     const int r = __builtin_ctzll(doubtful);
-    if (counts[r] > LISTED) {
+    if (counts[r] > LISTED || !(near >> r & 1)) {
       s.dense.waiting[s.dense.count++] = first + r;
       ++dense;
       continue;

@@ -57,9 +57,11 @@ static void make_second(const PreparedCodes& call, int64_t group) {
   if (!__atomic_compare_exchange_n(state, &none, BUSY, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) return;
   const bool own = find_repeats(call, group) || call.pairs;
   auto* packed = reinterpret_cast<float*>(call.packed[1]) + group * call.packed_size[1];
-  for (int64_t panel = 0; own && panel < call.panels; ++panel)
-    pack_singles(call, group, panel, call.repeated + group * call.codebook.codes, call.depth[1],
-                 packed + panel * (call.depth[1] + 1) * PANEL);
+  for (int64_t panel = 0; own && panel < call.panels; ++panel) {
+    float* to = packed + panel * (call.depth[1] + 1) * PANEL;
+    pack_singles(call, group, panel, call.repeated + group * call.codebook.codes, call.depth[1], to);
+    drop_outliers(call.groups[group], to);
+  }
   __atomic_store_n(state, own ? OWN : SAME, __ATOMIC_RELEASE);
 }
 

@@ -32,6 +32,11 @@
 // this very arithmetic. Rows for which Y is not below 1e18 (overflow was possible), rows with too many candidates and
 // all float64 input take the oracle over every code instead.
 //
+// Outliers. For l2, a few codes far longer than all others would widen every slack. The first two levels leave them out
+// and take E over the others: with F their least |e_k|, |y - e_k| >= F - Y, and |y - e_j| <= Y + E for any other code j,
+// so that no outlier is nearest, nor does the oracle's rounding make it so, where Y < 0.499 F - 0.501 E. The remaining
+// rows are searched in float64 on all codes.
+//
 // A coarse pass in bfloat16 has a wider slack (bfloat16.h), one in float64 a narrower (dense.h). Which one a block of
 // rows gets depends on how well the blocks before it went; what it finds does not.
 #pragma once
@@ -70,6 +75,8 @@ struct GroupCodes {  // one group's codebook, ready for the coarse pass
   bool whole;                      // every code is finite
   Slack slack[LEVELS];             // of each level's pass
   float norm_factor, norm_offset;  // Y^2 <= (sum + norm_offset) norm_factor
+  float least_bias;                // below it codes are outliers
+  float near_square;               // computed squares of rows below it are near enough to ignore outliers
   Slack given;                     // dot: of float32 scores on the codes as they are given
 };
 

@@ -261,7 +261,7 @@ static int64_t search_tiles(const Nearest& call, int64_t group, Level level, int
   int64_t rescored = 0;
   for (int r = 0; r < count; ++r) {
     if (!(s.squares[r] < LARGEST_SQUARE)) scan_or_drop(call, group, numbers[r], at[r], s.queue);
-    else if (s.counts[r] > LISTED) s.dense.waiting[s.dense.count++] = r;
+    else if (s.counts[r] > LISTED || !(s.squares[r] < codes.near_square)) s.dense.waiting[s.dense.count++] = r;
     else rescored += finish_row(call, group, level, r, numbers[r], at[r], s);
   }
   const int64_t effort = rescore_effort(call, rescored, s.dense.count);

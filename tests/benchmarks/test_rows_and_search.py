@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastvq.benchmarks import faiss_process, nearest, peers, rows, timing
+from fastvq.benchmarks import faiss_process, nearest, peers, rows, timing, worst_cases
 from fastvq.benchmarks.shapes import Shape, make_data
 
 PINNED = (
@@ -29,6 +29,15 @@ def test_search_benchmark_writes_rows_that_read_back(tmp_path, capsys):
     assert {row["peer"] for row in table if row["peer"]} >= {"torch textbook", "vector-quantize-pytorch"}
     assert all(float(row["p20_ms"]) <= float(row["median_ms"]) <= float(row["p80_ms"]) for row in table)
     assert "toy" in capsys.readouterr().out
+
+
+def test_worst_cases_write_rows_that_read_back(tmp_path, capsys):
+    path = tmp_path / "worst_cases.csv"
+    rows.write_rows(path, worst_cases.run((Shape("toy", 2, 300, 40, 8),), 3))
+    table = rows.read_rows(path)
+    assert [row["shape"] for row in table] == [f"toy {kind}" for kind in ("normal", *worst_cases.KINDS)]
+    assert all(row["gate"] == "pass" for row in table)
+    assert "toy outlier" in capsys.readouterr().out
 
 
 def test_rows_of_another_schema_are_refused(tmp_path):

@@ -1,12 +1,14 @@
 """Rows whose codes a coarse pass cannot tell apart, in numbers that make the search change its level."""
 
+import time
 from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastvq.benchmarks import gate
+from fastvq.benchmarks import gate, worst_cases
+from fastvq.benchmarks.shapes import Shape
 from fastvq.kernels import reference
 
 ROWS = 520  # more than a search's first trial of a level, in several blocks
@@ -40,6 +42,26 @@ def test_two_far_clusters(cpu, codes, dim, spread):
         assert_exact(cpu, x, codebook, metric)
 
 
+@pytest.mark.parametrize("dim", [8, 40])
+@pytest.mark.parametrize("length", [300.0, 3e3, 1e6, 1e18])
+def test_a_few_far_longer_codes(cpu, dim, length):
+    """Rows among the others, rows up to the long codes and beyond, and rows just midway, where neither is nearer."""
+    torch.manual_seed(dim)
+    codebook = torch.randn(2, 330, dim)
+    long = torch.tensor([0, 31, 77, 200, 329])
+    codebook[:, long] *= length * torch.tensor([1.0, 1.0, 2.0, 30.0, 1e3])[:, None]
+    codebook[1, 100:200] = codebook[1, 99] * (1 + torch.arange(100)[:, None] * 2.0**-23)  # close calls
+    x = torch.randn(2, 1, ROWS, dim)
+    shares = torch.tensor([0.001, 0.1, 0.49, 0.499, 0.4999, 0.5, 0.5001, 0.501, 0.51, 1.0, 3.0])
+    for k, code in enumerate(long.tolist()):
+        x[:, 0, k * 40 : k * 40 + len(shares)] += shares[:, None] * codebook[:, code, None]
+    for metric in reference.METRICS:
+        assert_exact(cpu, x, codebook, metric)
+    assert_exact(cpu, x[:, :, 20:40].repeat(1, 1, 30, 1), codebook)
+    for scale in (1e-30, 1e-10, 1e12):
+        assert_exact(cpu, x * scale, codebook * scale)
+
+
 @pytest.mark.parametrize("dim", [8, 24, 64])
 def test_many_equal_distances(cpu, dim):
     """Rows at the centre of a sphere of codes, and codes that repeat each other or an excluded one."""
@@ -51,6 +73,25 @@ def test_many_equal_distances(cpu, dim):
     codebook[0, ::7, -1] = float("nan")
     indices = assert_exact(cpu, torch.randn(1, 1, ROWS, dim), codebook)
     assert indices.max() < 6  # repeats of a code are never chosen
+
+
+def test_close_calls_take_little_more_time(cpu):
+    """Twice the normal time is the most that was measured; the oracle on every code takes ten to fifteen times."""
+    shape = Shape("wide", 1, 2048, 256, 512)
+    threads, taken = torch.get_num_threads(), {}
+    torch.set_num_threads(1)
+    try:
+        for kind in ("normal", *worst_cases.KINDS[:-1]):  # two clusters are decided in float64: five times a pass
+            x, codebooks = worst_cases.make_case(kind, shape)
+            times = []
+            for _ in range(5):
+                start = time.process_time()
+                cpu.nearest(x[:, None], codebooks[:, 0], None)
+                times.append(time.process_time() - start)
+            taken[kind] = min(times)
+    finally:
+        torch.set_num_threads(threads)
+    assert {kind: ratio for kind in taken if (ratio := taken[kind] / taken["normal"]) > 6} == {}
 
 
 @pytest.mark.parametrize("dim", [8, 40])
