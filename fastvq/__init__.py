@@ -1,6 +1,6 @@
 """Vector quantization for PyTorch, as single fused kernels under drop-in modules."""
 
-from . import codes, functional, losses, metrics, ops
+from . import checkpoints, codes, functional, losses, metrics, ops
 from ._version import __version__
 from .attention import AttentionVQ, ResidualAttentionVQ
 from .clustering import kmeans, kmeans_stream
@@ -25,6 +25,7 @@ from .rules import (
     RelativeUsage,
 )
 from .sim_vq import ResidualSimVQ, SimVQ
+from .split import SplitResidualVQ
 from .swapping import SwapReport, swap, unswap
 from .vector_quantize import VectorQuantize
 
@@ -60,10 +61,12 @@ __all__ = [
     "ResidualVQ",
     "RotationTrick",
     "SimVQ",
+    "SplitResidualVQ",
     "StraightThrough",
     "SwapReport",
     "VectorQuantize",
     "__version__",
+    "checkpoints",
     "codes",
     "functional",
     "kmeans",
