@@ -218,6 +218,9 @@ class GroupedResidualFSQ(_FiniteScalar):
     Raises:
         TypeError, ValueError: sizes that do not fit.
 
+    Source: Mentzer et al. 2023 for a stage; the stages' scales are those of ResidualFSQ in
+    https://github.com/lucidrains/vector-quantize-pytorch.
+
     >>> import torch
     >>> from fastvq import GroupedResidualFSQ
     >>> fsq = GroupedResidualFSQ(64, levels=[5, 5, 3], groups=4, num_quantizers=6)

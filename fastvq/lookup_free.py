@@ -83,6 +83,9 @@ class GroupedResidualLFQ(ScalarQuantizer):
     Raises:
         TypeError, ValueError: sizes that do not fit.
 
+    Source: Yu et al. 2023 for a stage; the stages' scales are those of ResidualLFQ in
+    https://github.com/lucidrains/vector-quantize-pytorch.
+
     >>> import torch
     >>> from fastvq import GroupedResidualLFQ
     >>> lfq = GroupedResidualLFQ(64, 256, groups=4, num_quantizers=6)

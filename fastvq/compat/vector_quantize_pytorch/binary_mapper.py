@@ -30,6 +30,8 @@ class BinaryMapper(nn.Module):
     Raises:
         TypeError, ValueError: arguments that do not fit.
 
+    Source: the class of this name, https://github.com/lucidrains/vector-quantize-pytorch; Fleuret 2025.
+
     >>> import torch
     >>> from fastvq.compat.vector_quantize_pytorch import BinaryMapper
     >>> mapper = BinaryMapper(bits=8)

@@ -50,6 +50,8 @@ class FSQ(nn.Module):
     Raises:
         TypeError, ValueError: arguments that do not fit.
 
+    Source: the class of this name, https://github.com/lucidrains/vector-quantize-pytorch; Mentzer et al. 2023.
+
     >>> import torch
     >>> from fastvq.compat.vector_quantize_pytorch import FSQ
     >>> quantizer = FSQ(levels=[8, 5, 5, 5])

@@ -59,6 +59,8 @@ class LatentQuantize(nn.Module):
     Raises:
         TypeError, ValueError: arguments that do not fit.
 
+    Source: the class of this name, https://github.com/lucidrains/vector-quantize-pytorch; Hsu et al. 2023.
+
     >>> import torch
     >>> from fastvq.compat.vector_quantize_pytorch import LatentQuantize
     >>> quantizer = LatentQuantize(levels=[5, 5, 8], dim=16)

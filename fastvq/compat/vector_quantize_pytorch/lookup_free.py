@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -65,7 +66,7 @@ def floored_entropy(logits: Tensor, floor: float = FLOOR) -> Tensor:
     second = second.sort(-1).values
     share = second.exp()
     mass, weighted = (nnf.pad(part.cumsum(-1), (1, 0)) for part in (share, share * second))
-    limit = torch.as_tensor(floor, dtype=logits.dtype, device=logits.device).log()
+    limit = math.log(floor)
     below = torch.searchsorted(second.detach(), (limit - first.detach()).contiguous())
     found = (first - limit) * mass.gather(-1, below) + weighted.gather(-1, below)
     return bit_entropy.conditional_entropy(logits) + (first.exp() * found).sum(-1)
@@ -102,6 +103,8 @@ class LFQ(nn.Module):
 
     Raises:
         TypeError, ValueError: arguments that do not fit.
+
+    Source: the class of this name, https://github.com/lucidrains/vector-quantize-pytorch; Yu et al. 2023.
 
     >>> import torch
     >>> from fastvq.compat.vector_quantize_pytorch import LFQ

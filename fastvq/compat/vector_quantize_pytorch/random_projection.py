@@ -35,6 +35,8 @@ class RandomProjectionQuantizer(nn.Module):
     Raises:
         TypeError, ValueError: arguments that do not fit.
 
+    Source: the class of this name, https://github.com/lucidrains/vector-quantize-pytorch; Chiu et al. 2022.
+
     >>> import torch
     >>> from fastvq.compat.vector_quantize_pytorch import RandomProjectionQuantizer
     >>> quantizer = RandomProjectionQuantizer(dim=64, num_codebooks=4, codebook_dim=16, codebook_size=128)

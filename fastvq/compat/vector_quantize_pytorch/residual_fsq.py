@@ -45,6 +45,8 @@ class ResidualFSQ(nn.Module):
     Raises:
         TypeError, ValueError: arguments that do not fit, or that would have no effect.
 
+    Source: the class of this name, https://github.com/lucidrains/vector-quantize-pytorch; Mentzer et al. 2023.
+
     >>> import torch
     >>> from fastvq.compat.vector_quantize_pytorch import ResidualFSQ
     >>> quantizer = ResidualFSQ(dim=256, levels=[8, 5, 5, 3], num_quantizers=8).eval()
@@ -207,6 +209,8 @@ class GroupedResidualFSQ(nn.Module):
 
     Raises:
         TypeError, ValueError: arguments that do not fit.
+
+    Source: the class of this name, https://github.com/lucidrains/vector-quantize-pytorch; Mentzer et al. 2023.
 
     >>> import torch
     >>> from fastvq.compat.vector_quantize_pytorch import GroupedResidualFSQ

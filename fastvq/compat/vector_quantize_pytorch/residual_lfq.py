@@ -42,6 +42,8 @@ class ResidualLFQ(nn.Module):
     Raises:
         TypeError, ValueError: arguments that do not fit, or that would have no effect.
 
+    Source: the class of this name, https://github.com/lucidrains/vector-quantize-pytorch; Yu et al. 2023.
+
     >>> import torch
     >>> from fastvq.compat.vector_quantize_pytorch import ResidualLFQ
     >>> quantizer = ResidualLFQ(dim=256, codebook_size=256, num_quantizers=8).eval()
@@ -181,6 +183,8 @@ class GroupedResidualLFQ(nn.Module):
 
     Raises:
         TypeError, ValueError: arguments that do not fit.
+
+    Source: the class of this name, https://github.com/lucidrains/vector-quantize-pytorch; Yu et al. 2023.
 
     >>> import torch
     >>> from fastvq.compat.vector_quantize_pytorch import GroupedResidualLFQ

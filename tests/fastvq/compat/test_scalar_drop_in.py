@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-import vector_quantize_pytorch as peer
 from torch import nn
 
 from fastvq.compat import vector_quantize_pytorch as ours
+
+peer = pytest.importorskip("vector_quantize_pytorch", reason="the peer is not installed")
 
 # Class, keywords of the constructor, shape of the input, keywords of forward. Every keyword occurs.
 FSQ = [

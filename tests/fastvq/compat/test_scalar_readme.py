@@ -8,6 +8,8 @@ from importlib.metadata import metadata
 import pytest
 import torch
 
+pytest.importorskip("vector_quantize_pytorch", reason="the peer is not installed")
+
 NAMES = (
     "FSQ|ResidualFSQ|GroupedResidualFSQ|LFQ|ResidualLFQ|GroupedResidualLFQ|LatentQuantize|RandomProjectionQuantizer"
     "|BinaryMapper"
