@@ -85,7 +85,7 @@ GROUPED = {
     "groups, dropout": ({"quantize_dropout": True}, {}),
     "groups, cosine, dropout": ({"quantize_dropout": True, "use_cosine_sim": True}, {}),
     "groups, shared": ({"shared_codebook": True}, {}),
-    "groups, beams": ({"beam_size": 2, "freeze_codebook": True}, {"freeze_codebook": True}),
+    "groups, beams": ({"beam_size": 2}, {}),
 }
 # 24 codes of 6 to 16 channels that rows of that number of stages use; in groups gradients pass a Linear besides.
 PROJECTED = 4
@@ -188,7 +188,7 @@ def test_beams_of_an_implicit_codebook():
         left = torch.cdist(x.flatten(0, 1), first[0]).square()
         rest = torch.cdist(x.flatten(0, 1), (first + second)[0]).square()
         two = ResidualVQ(**{**STACK, "num_quantizers": 2}, implicit_neural_codebook=True).eval()
-        two.load_state_dict({k: v for k, v in stack.state_dict().items() if ".2." not in k and "mlps.1" not in k})
+        two.load_state_dict({k: v for k, v in stack.state_dict().items() if not k.startswith(("layers.2", "mlps.1"))})
         found = two(x, beam_size=24)[1].flatten(0, 1)
     assert torch.equal(found, pairs[0, (left + rest).argmin(-1), :2])
 
@@ -196,7 +196,10 @@ def test_beams_of_an_implicit_codebook():
 @pytest.mark.parametrize("name", GROUPED)
 def test_groups(pair, name):
     options, call = GROUPED[name]
-    both, theirs, mine = run(pair, name, {**GROUPS, **options}, call, steps=10, sync=True, kind="GroupedResidualVQ")
+    # With beams the peer updates the first stage only.
+    skip = ("rvqs.0.layers.1", "rvqs.0.layers.2", "rvqs.1.layers.1", "rvqs.1.layers.2") if "beam" in name else ()
+    options = {**GROUPS, **options}
+    both, theirs, mine = run(pair, name, options, call, steps=10, sync=True, kind="GroupedResidualVQ", skip=skip)
     compare_eval(both, theirs, mine)
     assert torch.equal(both.peer.codebooks, both.ours.codebooks)
     both.close("codes", *(m.get_codes_from_indices(theirs[1]) for m in (both.peer, both.ours)))

@@ -10,16 +10,18 @@ from fastvq.compat.vector_quantize_pytorch import ResidualSimVQ, SimVQ
 
 PLAIN = {"dim": 16, "codebook_size": 24}
 STACK = {**PLAIN, "num_quantizers": 3}
+MAP = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 16))
+IMAGE = {"x": (4, 16, 5, 3)}
 
 # name: class, keywords of the constructor, of the call ("x" is the input's shape)
 CASES = {
     "rotation trick": ("SimVQ", {}, {}),
     "straight through": ("SimVQ", {"rotation_trick": False}, {}),
-    "channels first": ("SimVQ", {"channel_first": True, "frozen_codebook_dim": 8}, {"x": (4, 16, 5, 3)}),
+    "channels first": ("SimVQ", {"channel_first": True, "frozen_codebook_dim": 8}, IMAGE),
     "weights": ("SimVQ", {"commitment_weight": 0.5, "input_to_quantize_commit_loss_weight": 0.1}, {}),
     "another map": (
         "SimVQ",
-        {"codebook_transform": nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 16))},
+        {"codebook_transform": MAP},
         {},
     ),
     "another start": ("SimVQ", {"init_fn": lambda codes: codes * 3}, {"x": (8, 16)}),
@@ -27,7 +29,7 @@ CASES = {
     "stack, channels first": (
         "ResidualSimVQ",
         {"channel_first": True},
-        {"x": (4, 16, 5, 3), "return_all_codes": True},
+        {**IMAGE, "return_all_codes": True},
     ),
     "stack, straight through": ("ResidualSimVQ", {"rotation_trick": False, "frozen_codebook_dim": 8}, {}),
     "stack, dropout": ("ResidualSimVQ", {"quantize_dropout": True}, {}),
