@@ -1,6 +1,6 @@
 """Vector quantization for PyTorch, as single fused kernels under drop-in modules."""
 
-from . import checkpoints, codes, functional, losses, metrics, ops
+from . import checkpoints, codes, functional, losses, metrics, onnx, ops
 from ._version import __version__
 from .attention import AttentionVQ, ResidualAttentionVQ
 from .clustering import kmeans, kmeans_stream
@@ -73,6 +73,7 @@ __all__ = [
     "kmeans_stream",
     "losses",
     "metrics",
+    "onnx",
     "ops",
     "swap",
     "unswap",
