@@ -146,8 +146,14 @@ class Codebook(nn.Module):
 
     def observe_(self, x: Tensor, mask: Tensor | None) -> None:
         """What has to happen before rows x (H, R1, R2, D) are searched: the start by k-means."""
-        if not self._initted:
+        if not self.begun():
             self.init_embed_(x, mask)
+
+    def begun(self) -> bool:
+        """Whether the codes have been initialised: by the buffer, which users set, where asking it costs no sync."""
+        if known(self.initted):
+            self._initted = bool(self.initted)
+        return self._initted
 
     @torch.no_grad()
     def init_embed_(self, x: Tensor, mask: Tensor | None = None) -> None:
@@ -158,9 +164,7 @@ class Codebook(nn.Module):
         Raises:
             RuntimeError: called in eval mode while a graph is traced, which cannot depend on data.
         """
-        if known(self.initted):
-            self._initted = bool(self.initted)  # users set the buffer
-        if self._initted:
+        if self.begun():
             return
         if torch.compiler.is_compiling() and not self.training:
             raise RuntimeError("kmeans_init has had no batch yet; run one through the module before tracing it")

@@ -300,7 +300,7 @@ class ResidualVQ(nn.Module):
         if beam == 1:
             return None
         stages = self.stages()[: None if depth is None else int(depth)]
-        if not all(layer._codebook._initted for layer in stages):
+        if not all(layer._codebook.begun() for layer in stages):
             return None
         wide = rows.detach() if rows.dtype == torch.float64 else rows.detach().float()
         mlps: tuple[Any, ...] = (None, *self.mlps)

@@ -38,12 +38,7 @@ def fits(layers: Sequence[VectorQuantize], *, shared: bool, temperature: float |
     training = any(layer.training for layer in layers)
     for layer in layers:
         book = layer._codebook
-        if (
-            layer.use_cosine_sim
-            or book.vq_bridge is not None
-            or isinstance(book, AffineCodebook)
-            or not book._initted
-        ):
+        if layer.use_cosine_sim or book.vq_bridge is not None or isinstance(book, AffineCodebook) or not book.begun():
             return False
         if not training:
             continue
