@@ -269,6 +269,7 @@ static double find_outliers(const PreparedCodes& call, int64_t group, double lar
 // The slacks, once every panel is packed.
 static void bound_codes(const PreparedCodes& call, int64_t group) {
   GroupCodes& codes = call.groups[group];
+  if (codes.example < 0) return;  // nothing is packed, nor will be searched
   const auto dim = static_cast<double>(call.codebook.dim);
   const auto gamma = [](double n, double unit) { return n * unit / (1 - n * unit); };
   codes.norm_factor = static_cast<float>((1 + 0x1p-10) * (1 + 2 * gamma(dim + 1, 0x1p-24)));
