@@ -36,6 +36,14 @@ class AttentionVQ(ChannelGroups):
 
     Raises:
         TypeError, ValueError: sizes that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from fastvq import AttentionVQ
+        >>> vq = AttentionVQ(32, 16)
+        >>> quantized, indices, loss = vq(torch.randn(4, 50, 32))
+        >>> tuple(quantized.shape), tuple(indices.shape)
+        ((4, 50, 32), (4, 50))
     """
 
     initted: Tensor
@@ -136,8 +144,7 @@ class AttentionVQ(ChannelGroups):
             return torch.where(kept, error, 0).square().sum() / (number * self.dim)
 
         loss = mean(z - x) + mean(hard.detach() - x) + self.beta * mean(hard - x.detach())
-        usage = attended.usage / number
-        entropy = -torch.special.xlogy(usage, usage).sum()
+        entropy = soft.entropy(attended.usage / number)
         return loss + self.entropy_weight * (attended.entropies / number - entropy)
 
     @torch.no_grad()
@@ -176,6 +183,13 @@ class ResidualAttentionVQ(nn.Module):
         dropout: :class:`fastvq.QuantizeDropout`, for training with fewer stages.
 
     Parameters: those of :class:`fastvq.AttentionVQ`, under ``stages.<q>.``.
+
+    Example:
+        >>> import torch
+        >>> from fastvq import ResidualAttentionVQ
+        >>> vq = ResidualAttentionVQ(32, 16, num_quantizers=6)
+        >>> tuple(vq(torch.randn(4, 50, 32)).indices.shape)
+        (4, 50, 6)
     """
 
     def __init__(

@@ -34,6 +34,14 @@ class Codebook(CodebookState):
 
     Raises:
         TypeError, ValueError: sizes below 1, an unknown metric.
+
+    Example:
+        >>> import torch
+        >>> from fastvq import Codebook
+        >>> codebook = Codebook(16, 8, groups=4)
+        >>> indices, distances = codebook.search(torch.randn(4, 100, 8))
+        >>> tuple(indices.shape), tuple(codebook.lookup(indices).shape)
+        ((4, 100), (4, 100, 8))
     """
 
     def __init__(

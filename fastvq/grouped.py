@@ -51,6 +51,16 @@ class GroupedVQ(ChannelGroups):
 
     Raises:
         TypeError, ValueError: sizes that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from fastvq import GroupedVQ
+        >>> vq = GroupedVQ(64, 32, groups=8, channel_dim=1)
+        >>> quantized, indices, loss = vq(torch.randn(4, 64, 50), lengths=torch.tensor([50, 20, 31, 7]))
+        >>> tuple(quantized.shape), tuple(indices.shape)
+        ((4, 64, 50), (4, 50, 8))
+        >>> bool((indices[1, 20:] == -1).all())
+        True
     """
 
     def __init__(

@@ -212,4 +212,4 @@ class Diversity:
 
     def __call__(self, x: Tensor, codebook: Tensor, metric: str, valid: Tensor | None) -> Tensor:
         share = soft.mean_assignment(x, codebook, metric, self.temperature, valid)
-        return self.weight * torch.special.xlogy(share, share).sum(-1).mean()
+        return -self.weight * soft.entropy(share).mean()

@@ -40,6 +40,16 @@ class ProjectedResidualVQ(nn.Module):
 
     Raises:
         TypeError, ValueError: sizes that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from fastvq import ProjectedResidualVQ
+        >>> vq = ProjectedResidualVQ(64, 32, num_quantizers=3, strides=(4, 2, 1), channel_dim=1)
+        >>> quantized, indices, loss = vq(torch.randn(2, 64, 40))
+        >>> [tuple(stage.shape) for stage in indices]
+        [(2, 10), (2, 20), (2, 40)]
+        >>> tuple(vq.decode(indices).shape)
+        (2, 64, 40)
     """
 
     def __init__(

@@ -41,6 +41,14 @@ class GroupedResidualVQ(ChannelGroups):
 
     Raises:
         TypeError, ValueError: sizes that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from fastvq import GroupedResidualVQ
+        >>> vq = GroupedResidualVQ(64, 32, groups=2, num_quantizers=4)
+        >>> quantized, indices, loss = vq(torch.randn(4, 50, 64))
+        >>> tuple(indices.shape)
+        (4, 50, 2, 4)
     """
 
     def __init__(
@@ -190,6 +198,15 @@ class ResidualVQ(GroupedResidualVQ):
 
     Buffers:
         those of :class:`fastvq.ResidualCodebook` with G = 1, under ``codebooks.``.
+
+    Example:
+        >>> import torch
+        >>> from fastvq import QuantizeDropout, ResidualVQ
+        >>> vq = ResidualVQ(64, 32, num_quantizers=6, dropout=QuantizeDropout())
+        >>> quantized, indices, loss = vq(torch.randn(4, 50, 64))
+        >>> coarse = vq.eval()(torch.randn(4, 50, 64), num_quantizers=2)
+        >>> tuple(coarse.indices.shape), bool((coarse.indices[..., 2:] == -1).all())
+        ((4, 50, 6), True)
     """
 
     def __init__(

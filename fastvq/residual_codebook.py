@@ -32,6 +32,13 @@ class ResidualCodebook(CodebookState):
 
     Raises:
         TypeError, ValueError: sizes that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from fastvq import ResidualCodebook
+        >>> stack = ResidualCodebook((16, 8), 4, num_quantizers=2)
+        >>> tuple(stack.search(torch.randn(1, 100, 4)).indices.shape)
+        (1, 100, 2)
     """
 
     def __init__(

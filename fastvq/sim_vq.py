@@ -34,6 +34,14 @@ class ResidualSimVQ(ChannelGroups):
 
     Raises:
         TypeError, ValueError: sizes that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from fastvq import ResidualSimVQ
+        >>> vq = ResidualSimVQ(32, 16, num_quantizers=4)
+        >>> quantized, indices, loss = vq(torch.randn(4, 50, 32))
+        >>> tuple(indices.shape), tuple(vq.codebook.shape)
+        ((4, 50, 4), (4, 16, 32))
     """
 
     frozen: Tensor
@@ -125,6 +133,13 @@ class SimVQ(ResidualSimVQ):
 
     Buffers:
         frozen: (1, K, frozen_dim). Parameters: those of ``transforms.0``.
+
+    Example:
+        >>> import torch
+        >>> from fastvq import SimVQ
+        >>> vq = SimVQ(32, 16, frozen_dim=8)
+        >>> tuple(vq(torch.randn(4, 50, 32)).indices.shape)
+        (4, 50)
     """
 
     def __init__(

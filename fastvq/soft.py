@@ -15,6 +15,11 @@ from torch.utils.checkpoint import checkpoint
 CHUNK = 1 << 20  # scores formed at a time
 
 
+def entropy(share: Tensor) -> Tensor:
+    """-sum p log p over the last axis; 0 log 0 is 0, and its gradient finite."""
+    return -(share * share.clamp_min(torch.finfo(share.dtype).tiny).log()).sum(-1)
+
+
 def scores(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
     """How well codes fit rows: minus the squared distance, the cosine, or the dot product.
 
@@ -126,6 +131,8 @@ def _chunked(
     part: Callable[..., tuple[Tensor, ...]], rows: tuple[Tensor, ...], codebook: Tensor
 ) -> list[tuple[Tensor, ...]]:
     """Calls ``part`` for chunks along axis 1 of the rows, to be computed again where gradients are wanted."""
+    if torch.compiler.is_exporting():
+        return [part(*rows, codebook)]  # of any number of rows; a loop over them would be of this number
     size = max(1, CHUNK // (codebook.shape[0] * codebook.shape[1]))
     graph = torch.is_grad_enabled() and (codebook.requires_grad or any(r.requires_grad for r in rows))
     results = []

@@ -27,6 +27,16 @@ class VectorQuantize(GroupedVQ):
 
     Raises:
         TypeError, ValueError: sizes that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from fastvq import VectorQuantize
+        >>> vq = VectorQuantize(64, 256)
+        >>> quantized, indices, loss = vq(torch.randn(8, 100, 64))
+        >>> tuple(quantized.shape), tuple(indices.shape), tuple(loss.shape)
+        ((8, 100, 64), (8, 100), ())
+        >>> tuple(vq.decode(indices).shape)
+        (8, 100, 64)
     """
 
     def __init__(

@@ -1,10 +1,10 @@
 """What holds for every native module: whole graphs, copies, dtypes, checkpointing, and documentation that runs."""
 
 import copy
+import doctest
 import inspect
 import io
 import pickle
-import re
 
 import pytest
 import torch
@@ -33,6 +33,7 @@ MAKERS = {
     "ResidualVQ beam": lambda: fastvq.ResidualVQ(6, 16, num_quantizers=2, beam=2),
     "GroupedResidualVQ": lambda: fastvq.GroupedResidualVQ(6, 16, groups=2, num_quantizers=2),
     "ProjectedResidualVQ": lambda: fastvq.ProjectedResidualVQ(6, 16, num_quantizers=2, codebook_dim=3),
+    "SplitResidualVQ": lambda: fastvq.SplitResidualVQ(6, 16, num_quantizers=(1, 2), codebook_dim=4),
     "AttentionVQ": lambda: fastvq.AttentionVQ(6, 16),
     "ResidualAttentionVQ": lambda: fastvq.ResidualAttentionVQ(6, 16, num_quantizers=2),
     "SimVQ": lambda: fastvq.SimVQ(6, 16),
@@ -145,7 +146,15 @@ def test_vmap_over_batches(vq):
     assert torch.equal(batched, torch.stack([vq.encode(part) for part in x]))
 
 
-SNIPPETS = {
-    f"{kind.__name__}": re.findall(r"^    >>> .*(?:\n    (?:>>>|\.\.\.) .*)*", inspect.getdoc(kind) or "", re.M)
-    for kind in public_modules()
-}
+@pytest.mark.parametrize("kind", public_modules(), ids=lambda kind: kind.__name__)
+def test_documentation(kind):
+    """Shapes, parameters or buffers, errors where there are any, and an example that runs as it says."""
+    text = inspect.getdoc(kind)
+    assert "Args:" in text
+    assert "Buffers" in text or "buffers" in text or "Parameters" in text
+    found = doctest.DocTestFinder(recurse=False).find(kind, kind.__name__, globs={})
+    assert sum(len(test.examples) for test in found) > 1
+    runner = doctest.DocTestRunner()
+    for test in found:
+        runner.run(test)
+    assert runner.summarize(verbose=False).failed == 0
