@@ -78,7 +78,7 @@ class GroupedResidualLFQ(ScalarQuantizer):
         check_finite: raise on a non-finite row, naming it; costs a sync, refused under torch.compile.
 
     Buffers:
-        places (C,): int64, not saved.
+        worth (C,): int64, of the bits in an index; not saved.
 
     Raises:
         TypeError, ValueError: sizes that do not fit.
@@ -96,7 +96,7 @@ class GroupedResidualLFQ(ScalarQuantizer):
     True
     """
 
-    places: Tensor
+    worth: Tensor
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class GroupedResidualLFQ(ScalarQuantizer):
             )
         self.commitment_weight = commitment_weight
         self.unit = 1.0
-        self.register_buffer("places", torch.arange(bits - 1, -1, -1), persistent=False)
+        self.register_buffer("worth", 2 ** torch.arange(bits - 1, -1, -1), persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, *, lengths: Tensor | None = None) -> Quantized:
         """Quantizes.
@@ -184,7 +184,7 @@ class GroupedResidualLFQ(ScalarQuantizer):
         return torch.stack(bits, -2), torch.stack(given, -2)
 
     def _index(self, bits: Tensor) -> Tensor:
-        return (bits.long() << self.places).sum(-1)
+        return (bits.long() * self.worth).sum(-1)
 
     def _sum(self, bits: Tensor, dtype: torch.dtype, taken: Tensor | None) -> Tensor:
         """Bits (..., Q, C) -> the sum of the stages' codes, left to right; stages not ``taken`` add nothing."""
@@ -214,7 +214,8 @@ class GroupedResidualLFQ(ScalarQuantizer):
         return self._index(self._signs(z)[0])
 
     def _codes(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
-        bits = (indices.unsqueeze(-1) >> self.places & 1) > 0
+        # Division, since ONNX knows no shift of signed integers.
+        bits = indices.clamp_min(0).unsqueeze(-1) // self.worth % 2 > 0
         return self._sum(bits, dtype, indices >= 0)
 
 
