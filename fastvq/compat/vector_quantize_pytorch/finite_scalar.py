@@ -171,11 +171,12 @@ class FSQ(nn.Module):
         return indices.unsqueeze(-1) // self._basis % self._levels
 
     def codes_to_indices(self, zhat: Tensor) -> Tensor:
-        """Codes (..., D) -> indices (...)."""
+        """Codes (..., D) -> indices (...), -1 where one is NaN."""
         if zhat.shape[-1] != self.codebook_dim:
             raise ValueError(f"codes must have {self.codebook_dim} channels last, got shape {tuple(zhat.shape)}")
-        levels = self._code_levels(zhat.detach()).round().to(self.index_dtype)
-        return (levels * self._basis).sum(-1, dtype=self.index_dtype)
+        levels = self._code_levels(zhat.detach()).round().nan_to_num().to(self.index_dtype)
+        index = (levels * self._basis).sum(-1, dtype=self.index_dtype)
+        return torch.where(zhat.isnan().any(-1), -1, index)
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:
         """Indices as forward returns them -> what it quantized to, projected and in its layout."""
@@ -197,7 +198,7 @@ class FSQ(nn.Module):
             z: (B, N, dim); (B, dim, *R) for images, videos, and with channel_first.
 
         Returns:
-            The quantized as z, and indices (B, *R[, num_codebooks]), int32, or None.
+            The quantized as z, and indices (B, *R[, num_codebooks]), int32, or None. A row with a NaN has NaN and -1.
         """
         check.floating("z", z)
         first = self.channel_first or z.dim() >= 4

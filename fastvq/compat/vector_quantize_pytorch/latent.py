@@ -182,7 +182,8 @@ class LatentQuantize(nn.Module):
             z: (B, dim, *R); or (B, N, dim), where axis 1 is not dim.
 
         Returns:
-            The quantized as z, indices (B, *R[, num_codebooks]) int32, and the loss; zero in eval mode.
+            The quantized as z, indices (B, *R[, num_codebooks]) int32, and the loss; zero in eval mode. A
+            row with a NaN has NaN and -1.
         """
         check.floating("z", z)
         first = not (z.dim() == 3 and z.shape[1] != self.dim and z.shape[2] == self.dim)
@@ -191,7 +192,7 @@ class LatentQuantize(nn.Module):
         digits = self._nearest(rows)
         codes = straight_through(rows, self._digits_to_values(digits).to(rows.dtype))
         out = from_rows(projected(self.project_out, codes.flatten(-2)), shape, first)
-        indices = self._index(digits).reshape(*shape, self.num_codebooks)
+        indices = torch.where(rows.isnan().any(-1), -1, self._index(digits)).reshape(*shape, self.num_codebooks)
         if not self.keep_num_codebooks_dim:
             indices = indices.squeeze(-1)
         loss = torch.zeros((), device=z.device)

@@ -247,7 +247,8 @@ class LFQ(nn.Module):
             mask: (B, *R) or (B, N), bool: the rows that the losses see.
 
         Returns:
-            Return(quantized as x, indices (B, *R[, num_codebooks]) int64, the loss; zero in eval mode).
+            Return(quantized as x, indices (B, *R[, num_codebooks]) int64, the loss; zero in eval mode). A row with a
+            NaN has NaN and -1, and the losses do not see it.
         """
         check.floating("x", x)
         first = x.dim() >= 4 if self.channel_first is None else self.channel_first
@@ -260,9 +261,10 @@ class LFQ(nn.Module):
         wide = torch.float32 if self.force_quantization_f32 else torch.promote_types(dtype, torch.float32)
         with full_precision(x, True):
             rows = self._normed(self._rotated(rows.to(wide), back=False))
-            above = rows > 0
-            indices = (above.long() * self.mask).sum(-1)
+            above, lost = rows > 0, rows.isnan().any(-1)
+            indices = torch.where(lost, -1, (above.long() * self.mask).sum(-1))
             quantized = self._normed(torch.where(above, self.codebook_scale, -self.codebook_scale).to(wide))
+            quantized = torch.where(lost.unsqueeze(-1), float("nan"), quantized)
             out = straight_through(self.activation(rows), quantized) if self.training else quantized
             losses = self._losses(rows, quantized, inv_temperature, row_mask(mask, shape), return_loss_breakdown)
             out = self._rotated(out, back=True).to(dtype)
@@ -285,7 +287,9 @@ class LFQ(nn.Module):
         if not self.training:
             return LossBreakdown(self.zero, self.zero, self.zero)
         rows, quantized = rows.flatten(0, 1), quantized.detach().flatten(0, 1)
-        counted = rows.new_ones(len(rows), dtype=torch.bool) if valid is None else valid.flatten()
+        lost = rows.isnan().flatten(1).any(-1)
+        counted = ~lost if valid is None else valid.flatten() & ~lost
+        rows = torch.where(lost[:, None, None], 0, rows)
         commitment = self.zero
         if self.commitment_loss_weight > 0:
             commitment = mean_of((rows - quantized).square(), counted.unsqueeze(-1).expand(rows.shape[:-1]))

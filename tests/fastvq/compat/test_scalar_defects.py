@@ -109,6 +109,23 @@ def test_non_contiguous_and_empty_input(kind):
         assert 0 in out[0].shape
 
 
+@pytest.mark.parametrize("kind", ["FSQ", "ResidualFSQ", "LFQ", "ResidualLFQ", "LatentQuantize"])
+def test_rows_with_nan_spoil_only_themselves(kind):
+    """The peer's LFQ gives such a row a code like any other."""
+    module, shape = make(kind).train(), KINDS[kind][1]
+    x = torch.randn(shape)
+    first = kind == "LatentQuantize"
+    (x[0, :, 4] if first else x[0, 4])[:] = float("nan")
+    for mode in (True, False):
+        quantized, indices, *loss = run(module.train(mode), x)
+        assert (indices[0, 4] == -1).all()
+        quantized = quantized.mT if first else quantized
+        assert quantized[0, 4].isnan().all()
+        assert quantized[1].isfinite().all()
+        assert (indices[1] >= -1 if mode else indices[1] >= 0).all()
+        assert first or all(value.isfinite().all() for value in loss)
+
+
 class Largest(TorchDispatchMode):
     """Notes the most elements that a tensor made inside has."""
 
