@@ -15,6 +15,7 @@ from .layouts import TABLE, Layout
 from .trees import Tree, names_of
 
 LAYOUTS = tuple(layout.name for layout in TABLE)
+NATIVE = "codebooks.codebook"  # how fastvq's own modules name their codes
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
 
@@ -79,11 +80,9 @@ def load(source: Source, layout: str = "auto", *, prefix: str | None = None, **o
         >>> tuple(vq.encode(torch.randn(2, 64, 49)).shape)
         (2, 49, 6)
     """
-    path = None if isinstance(source, Mapping) else Path(source)
-    state = _state(source)
-    place, tensors = _find(state, layout, prefix)
-    if path is not None:
-        options = place.tree.configured(options, lambda: read_config(path))
+    place, tensors = _find(_state(source), layout, prefix)
+    if not isinstance(source, Mapping):
+        options = place.tree.configured(options, lambda: read_config(Path(source)))
     module = place.tree.read(tensors, dict(options))
     tensors.finish()
     return module.eval()
@@ -188,7 +187,7 @@ def _find(state: Mapping[str, Tensor], layout: str, prefix: str | None) -> tuple
 
 def _places(state: Mapping[str, Tensor], layouts: Iterable[Layout], *, hints: bool) -> list[_Place]:
     """Where quantizers are. A tensor belongs to the first layout that finds a quantizer above it."""
-    left, places = list(state), []
+    left, places = [name for name in state if not name.endswith(NATIVE)], []
     for layout in layouts:
         for tree in layout.trees:
             marks = tree.marks + (tree.hints if hints else ())
@@ -204,7 +203,7 @@ def _nothing(state: Mapping[str, Tensor], layout: str, prefix: str) -> str:
     if not state:
         return f"there are no tensors{where}: give the state dict of a model, or another prefix"
     names = some(sorted(state))
-    if any(name.endswith("codebooks.codebook") for name in state):
+    if any(name.endswith(NATIVE) for name in state):
         return f"these are fastvq's own tensors ({names}): give them to load_state_dict"
     known = f"the {layout} layout" if layout != "auto" else f"any of the layouts {', '.join(LAYOUTS)}"
     return f"no quantizer of {known} is{where} among {names}; name the layout, or save the quantizer's state alone"

@@ -49,19 +49,21 @@ class Projected(Tree):
                 "stages, or keep the config.json beside the weights; if they are DAC's, layout='dac-parametrized'"
             )
         state: dict[str, Tensor] = {}
-        sizes: list[int] = []
-        inner = outer = None
-        normed = False
+        size = inner = outer = None
+        keep, normed = options.pop("weight_norm", True), []
         for stage in range(number):
-            codes = tensors.take(f"quantizers.{stage}.codebook.weight", None, inner)
-            inner, size = codes.shape[1], len(codes)
-            sizes.append(size)
+            codes = tensors.take(f"quantizers.{stage}.codebook.weight", size, inner)
+            size, inner = codes.shape
             native = f"stages.{stage}."
             for theirs, ours in SIDES:
                 shape = (inner, outer) if theirs == "in_proj" else (outer, inner)
                 name = f"quantizers.{stage}.{theirs}"
                 parts = self._weight(tensors, name, shape)
-                normed = normed or len(parts) == 2
+                if len(parts) == 2 and not keep:
+                    lengths, directions = parts
+                    parts = [directions * (lengths / directions.norm(dim=1, keepdim=True))]
+                if len(parts) == 2:
+                    normed.append(native + ours)
                 outer = parts[-1].shape[1 if theirs == "in_proj" else 0]
                 names = PARAMETRIZED if len(parts) == 2 else WHOLE
                 state |= {f"{native}{ours}.{leaf}": part for leaf, part in zip(names, parts, strict=True)}
@@ -76,21 +78,16 @@ class Projected(Tree):
             raise ValueError(
                 f"codes of {inner} dimensions for {outer} channels: ProjectedResidualVQ has no projections then"
             )
-        keep = options.pop("weight_norm", True)
         module = self.make(
             options,
             dim=outer,
-            codebook_size=sizes[0] if len(set(sizes)) == 1 else sizes,
+            codebook_size=size,
             num_quantizers=number,
             codebook_dim=inner,
         )
-        if normed:
-            for projection in projections(module):
-                parametrizations.weight_norm(projection)
+        for name in normed:
+            parametrizations.weight_norm(module.get_submodule(name))
         fill(module, state)
-        if normed and not keep:
-            for projection in projections(module):
-                parametrize.remove_parametrizations(projection, "weight")
         return module
 
     def configured(self, options: dict[str, Any], config: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -116,6 +113,8 @@ class Projected(Tree):
             f"this layout has no strides, got {module.strides}: use layout='snac'",
         )
         state: dict[str, Tensor] = {}
+        sizes = [stage.codebook_size for stage in module.stages]
+        refuse_unless(len(set(sizes)) == 1, f"this layout has equally many codes in all stages, got {sizes}")
         for number, stage in enumerate(module.stages):
             assert isinstance(stage, VectorQuantize)
             books = stage.codebooks
@@ -138,11 +137,6 @@ class Projected(Tree):
                 state[f"{name}.bias"] = projection.bias
             state[f"quantizers.{number}.codebook.weight"] = books.codebook[0]
         return plain(state)
-
-
-def projections(module: ProjectedResidualVQ) -> list[nn.Module]:
-    """The linear layers of all stages."""
-    return [getattr(stage, ours) for stage in module.stages for _, ours in SIDES]
 
 
 def split(projection: nn.Linear) -> list[Tensor]:

@@ -218,10 +218,6 @@ class Groups(Codebooks):
     def write(self, module: nn.Module) -> dict[str, Tensor]:
         assert isinstance(module, GroupedResidualVQ)
         self.checked(module)
-        refuse_unless(
-            isinstance(module.project_in, nn.Identity),
-            "this layout has projections in every group, not over all of them; give a module without codebook_dim",
-        )
         state: dict[str, Tensor] = {}
         for index, books in enumerate(books_of(module.codebooks)):
             for stage, book in enumerate(books):
