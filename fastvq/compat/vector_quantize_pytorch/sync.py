@@ -34,9 +34,9 @@ class Processes:
     def gather(self, rows: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """rows (H, n, D) and keys (H, n) of all processes, in their order: (H, W * n, D) and (H, W * n)."""
         own = torch.cat([rows, keys.unsqueeze(-1)], -1).contiguous()
-        everyone = own.new_empty((dist.get_world_size(), *own.shape))
+        everyone = own.new_empty((dist.get_world_size() * own.shape[0], *own.shape[1:]))
         dist.all_gather_into_tensor(everyone, own)
-        joined = everyone.transpose(0, 1).flatten(1, 2)
+        joined = everyone.view(-1, *own.shape).transpose(0, 1).flatten(1, 2)
         return joined[..., :-1], joined[..., -1]
 
 
