@@ -98,6 +98,10 @@ class Tensors:
                 "the file is cut short, or of another layout"
             )
         self.taken.add(name)
+        if self.state[name].is_meta:
+            raise ValueError(
+                f"{join(self.root, name)} is on the meta device and has no values; load the weights first"
+            )
         return self.state[name]
 
     def finish(self) -> None:

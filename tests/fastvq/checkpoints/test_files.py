@@ -128,6 +128,8 @@ def test_other_mistakes_are_explained():
         checkpoints.load(momask(), dim=3)
     with pytest.raises(TypeError, match=r"a path or a state dict, got Linear; of a module give .state_dict\(\)"):
         checkpoints.load(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"layers.0.codebook is on the meta device and has no values"):
+        checkpoints.load({name: tensor.to("meta") for name, tensor in momask().items()})
     zero = dac()
     zero["quantizer.quantizers.1.in_proj.weight_v"][1] = 0
     with pytest.raises(ValueError, match=r"quantizers.1.in_proj.weight_v has a row of zeros"):
@@ -147,6 +149,7 @@ def test_the_prefix_and_the_best_state_choose():
         checkpoints.detect(state)
     alone = {name.removeprefix("quantizer."): tensor for name, tensor in momask().items()}
     assert checkpoints.load(alone).num_quantizers == 3
+    assert checkpoints.load({"net": momask(), "ep": 3}).num_quantizers == 3
     wrapped = {f"module.{name}": tensor for name, tensor in momask().items()}  # DataParallel's
     assert checkpoints.load(wrapped).num_quantizers == 3
 
