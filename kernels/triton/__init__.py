@@ -10,5 +10,14 @@ if triton_installed():
     from fastvq.kernels.triton.nearest import nearest
     from fastvq.kernels.triton.residual import residual_nearest
     from fastvq.kernels.triton.segment import residual_segment_sum, segment_sum
+    from fastvq.kernels.triton.topk import nearest_topk
 
-    __all__ += ["ema_update_", "lookup", "nearest", "residual_nearest", "residual_segment_sum", "segment_sum"]
+    __all__ += [
+        "ema_update_",
+        "lookup",
+        "nearest",
+        "nearest_topk",
+        "residual_nearest",
+        "residual_segment_sum",
+        "segment_sum",
+    ]

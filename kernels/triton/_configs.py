@@ -106,7 +106,7 @@ RESIDUAL = {
     ("sm_90", "short"): Config(rows=128, codes=128, depth=64, num_warps=4, stages=2, resident=2),
     ("sm_90", "wide"): Config(rows=128, codes=128, depth=128, num_warps=8, stages=2),
     ("sm_90", "long"): Config(rows=128, codes=128, depth=32, num_warps=8, stages=4),
-    ("sm_100", "short"): Config(rows=128, codes=64, depth=32, num_warps=8, stages=3),
+    ("sm_100", "short"): Config(rows=128, codes=64, depth=32, num_warps=8, stages=2),
     ("sm_100", "long"): Config(rows=128, codes=64, depth=32, num_warps=8, stages=3),
     ("gfx942", "short"): Config(rows=128, codes=64, depth=64, num_warps=8, stages=2),
     ("gfx942", "wide"): Config(rows=64, codes=64, depth=128, num_warps=4, stages=1),
@@ -114,6 +114,17 @@ RESIDUAL = {
 }
 # Rows of a tile that need every code are few: 4 at a time.
 RESIDUAL_SCAN = Config(rows=4, codes=256)
+
+# The k nearest codes: two sums of a tile and the best of every column are alive, so tiles are small. 4 warps where
+# they do not spill, for with 8 each score takes 12 to 13 instructions on sm_90, not 7.
+TOPK = {
+    "sm_80": Config(rows=64, codes=64, depth=32, num_warps=8, stages=2),
+    "sm_90": Config(rows=64, codes=64, depth=32, num_warps=4, stages=2),
+    "sm_100": Config(rows=64, codes=64, depth=32, num_warps=8, stages=2),
+    "gfx942": Config(rows=64, codes=64, depth=32, num_warps=4, stages=2),
+}
+# A warp a row, whose candidates are two a lane: what ranks them stays inside the warp.
+TOPK_ORDER = Config(rows=4, num_warps=4)
 
 
 def family(device: torch.device) -> str:
@@ -137,10 +148,14 @@ def search(device: torch.device, dim: int, alignment: int) -> Config:
     return measured(device, f"search short {depth}", config._replace(depth=depth))
 
 
-def narrow(device: torch.device, dim: int) -> Config:
-    """The narrow search's tiles: the depth is that of a row, padded, of which each entry takes four columns."""
-    depth = max(4, triton.next_power_of_2(dim))
-    return measured(device, f"search narrow {depth}", NARROW[family(device)]._replace(depth=depth))
+def narrow(device: torch.device, dim: int, unit_stride: bool) -> Config:
+    """The narrow search's tiles: the depth is that of a row, padded, of which each entry takes four columns.
+
+    Entries that lie apart have an address each: with 4 warps and 16 of them sm_90 spilled.
+    """
+    config = NARROW[family(device)]._replace(depth=max(4, triton.next_power_of_2(dim)))
+    config = config if unit_stride else config._replace(num_warps=8)
+    return measured(device, f"search narrow {config.depth}", config)
 
 
 def measured(device: torch.device, key: str, config: Config) -> Config:
@@ -168,6 +183,12 @@ def residual(device: torch.device, dim: int) -> Config:
         return config._replace(depth=16 if dim <= 16 else 32 if dim <= 32 else 64)
     long = RESIDUAL[family(device), "long"]
     return RESIDUAL.get((family(device), "wide"), long) if dim <= 128 else long
+
+
+def topk(device: torch.device, dim: int, alignment: int) -> Config:
+    """The tiles of the search for several codes: the depth is that of a row, padded, up to 32."""
+    config = TOPK[family(device)]._replace(depth=16 if dim <= 16 else 32)
+    return config if alignment >= 4 else config._replace(num_warps=8)
 
 
 def processors(device: torch.device) -> int:

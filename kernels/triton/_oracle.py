@@ -74,7 +74,9 @@ def oracle_norm(p_x: tl.tensor, m_x: tl.tensor, D: tl.int32, stride_d: tl.int64)
 
 
 @triton.jit
-def row_piece(p_x: tl.tensor, m_x: tl.tensor, d0: tl.int32, D: tl.int32, stride_d: tl.int64, WIDE: tl.constexpr):
+def row_piece(
+    p_x: tl.tensor, m_x: tl.tensor, d0: tl.int32, D: tl.int32, stride_d: tl.int64, WIDE: tl.constexpr
+) -> tl.tensor:
     """Entries d0 to d0 + 3 of the rows or codes at p_x, zeros beyond D. ``WIDE``: they lie side by side. [BN, 4]"""
     o_d = d0 + tl.arange(0, 4)
     o_x = o_d if WIDE else o_d.to(tl.int64) * stride_d

@@ -300,7 +300,7 @@ def launch_narrow(
     arguments = row_arguments(x)
     unit_stride = arguments["stride_xd"] == 1
     alignment = math.gcd(16, dim, *(arguments[f"stride_x{axis}"] for axis in "g12")) if unit_stride else 1
-    config = _configs.narrow(x.device, dim)
+    config = _configs.narrow(x.device, dim, unit_stride)
     packed = launch_pack(codes, metric, config.codes, config.depth)
     slack = narrow_slack(dim) if precision == "exact" else NO_SLACK
     nearest_narrow_kernel[(row_programs(x, config.rows),)](

@@ -14,7 +14,7 @@ SUITES = sorted(path.name for path in HERE.glob("interpreted_*.py"))
 
 
 def test_suites_are_found():
-    expected = ["nearest", "residual", "state", "tuning"]
+    expected = ["nearest", "residual", "state", "topk", "tuning"]
     assert [suite.removeprefix("interpreted_").removesuffix(".py") for suite in SUITES] == expected
 
 
