@@ -1,86 +1,90 @@
 """What the compilers make of the Triton kernels for devices that are not here: registers, spills, shared memory, and
 what the search issues for a score.
 
-``python -m benchmarks.ahead_of_time [sm_90 ...]`` prints one row per kernel, launch and target. The launches are the
-real ones: the public functions run on small CPU tensors with every launch recorded instead of made, so that a
-configuration or an argument that changes is compiled as it changed. Not for a process that interprets kernels.
+``python -m benchmarks.ahead_of_time [sm_90 ...]`` compiles one configuration of each kernel for all targets, or for
+those named, and prints a row for each; ``--all`` compiles every configuration of every kernel (some ten minutes a
+target), and ``--out FILE.csv`` writes the rows there, in place of those of the same target and Triton. 1 is returned
+where a row misses what is asked of it (:func:`problems`): it spills, asks for more shared memory than there is,
+searches without matrix units, or issues more instructions a score on sm_90 than ``MOST``; where ``ALLOWED`` has a
+reason, up to the bounds that stand beside it. Not for a process that interprets kernels.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import csv
+import itertools
 import json
+import math
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
-import torch
 import triton
-from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
-from triton.compiler import ASTSource, make_backend
+from triton.compiler import ASTSource
 
 from fastvq.benchmarks import disassembly
-from fastvq.kernels import triton as kernels
+from fastvq.benchmarks.launches import Launch, gpu, launches_of, searches
 from fastvq.kernels.triton import _configs
 
+MATRIX = {
+    "sm_80": r"mma\.sync",
+    "sm_90": r"wgmma\.mma_async",
+    "sm_100": r"tcgen05\.mma",
+    "gfx942": r"v_mfma_f32_\w+_f16",
+}
+# Instructions a score beside the products on sm_90, of a search and of one for narrow rows. The search for several
+# codes passes twice and has no bound.
+MOST = {"nearest_kernel": 6.5, "residual_kernel": 6.5, "nearest_narrow_kernel": 5.0}
 
-class Launch(NamedTuple):
-    """One kernel launch as the compiler sees it: what of its arguments reaches the compiled code."""
 
-    kernel: Any  # triton.JITFunction
-    signature: dict[str, str]
-    constants: dict[tuple[int, ...], Any]
-    attributes: dict[tuple[int, ...], Any]
-    options: Any
+class Allowance(NamedTuple):
+    """What a row may have although it misses the aim, and why; case is a regular expression."""
+
+    kernel: str
+    case: str
+    reason: str
+    instructions: tuple[float, ...] = ()  # at most: once a tile of codes, and for each piece of a row
+    spill_bytes: int = 0
+    targets: tuple[str, ...] = tuple(_configs.TARGETS)
+
+
+IN_PIECES = (
+    "rows in pieces: for each tile of codes they are centred and split anew, and every piece's sums are added to the "
+    "row's in float32, which keeps the bound small"
+)
+SCATTERED = "every entry has an address of its own, and tiles of 64 x 64 have half the scores a lane; " + IN_PIECES
+STACK = "a row's candidates are counted, not kept in slots, which would spill; see kernels/triton/_stage.py"
+ALLOWED = (
+    Allowance("nearest_kernel", r"nearest 512( bf16| dot| cosine fp16)?", IN_PIECES, (10.5, 5.0)),
+    Allowance("nearest_kernel", r"nearest (101.*|.* map.*)", SCATTERED, (14.0, 10.5)),
+    Allowance("residual_kernel", r"residual .*", STACK, (10.0, 3.0)),
+)
 
 
 class Compiled(NamedTuple):
     """What came out for one target. Bytes of registers spilled to memory and of shared memory are per program.
 
     instructions: what a lane issues for one score beside the matrix products, see ``disassembly``: once a tile of
-    codes and, where rows are read in pieces, for each piece besides; empty where nothing is counted.
+    codes and, where rows are read in pieces, for each piece besides; of either pass where there are two. Empty where
+    nothing is counted.
     """
 
     case: str
     kernel: str
+    configuration: str
     target: str
     registers: int
     spill_bytes: int
     shared_bytes: int
     instructions: list[float]
     assembly: str
-
-
-@contextlib.contextmanager
-def recorded(target: str) -> Iterator[list[Launch]]:
-    """Records launches instead of making them, as a device of the target would compile them."""
-    launches: list[Launch] = []
-    backend = make_backend(gpu(target))
-
-    def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        assert not args, f"{kernel.__name__} was launched with positional arguments"
-        binder = triton.runtime.jit.create_function_from_signature(kernel.signature, kernel.params, backend)
-        bound, specialization, rest = binder(**kwargs)
-        options, signature, constants, attributes = kernel._pack_args(backend, kwargs, bound, specialization, rest)
-        launches.append(Launch(kernel, signature, constants, attributes, options))
-
-    with (
-        mock.patch.object(triton.runtime.jit.JITFunction, "run", run),
-        mock.patch.object(_configs, "family", return_value=target),
-    ):
-        yield launches
-
-
-def gpu(target: str) -> GPUTarget:
-    """A target by Triton's description."""
-    family = _configs.TARGETS[target]
-    return GPUTarget(family.backend, family.arch, family.warp_size)
 
 
 def compile_launch(case: str, launch: Launch, target: str) -> Compiled:
@@ -92,6 +96,7 @@ def compile_launch(case: str, launch: Launch, target: str) -> Compiled:
     return Compiled(
         case,
         launch.kernel.__name__,
+        configuration(launch),
         target,
         registers,
         spill_bytes,
@@ -101,14 +106,29 @@ def compile_launch(case: str, launch: Launch, target: str) -> Compiled:
     )
 
 
+def constants_of(launch: Launch) -> dict[str, Any]:
+    """Compile-time arguments by name."""
+    parameters = [parameter.name for parameter in launch.kernel.params]
+    return {parameters[place]: value for (place,), value in launch.constants.items()}
+
+
+def configuration(launch: Launch) -> str:
+    """Sizes of a launch's tiles, warps and stages, such as "BN128 BK64 BD32 4 warps 2 stages"."""
+    constants = constants_of(launch)
+    sizes = [f"{name}{constants[name]}" for name in ("BN", "BK", "BD", "BP", "UNIT", "SLOTS") if name in constants]
+    stages = [f"{constants['STAGES']} stages"] if "STAGES" in constants else []
+    return " ".join([*sizes, f"{launch.options.num_warps} warps", *stages])
+
+
 def instructions_a_score(launch: Launch, compiled: Any) -> list[float]:
     """See :class:`Compiled`; of the kernels that search."""
-    parameters = [parameter.name for parameter in launch.kernel.params]
-    constants = {parameters[place]: value for (place,), value in launch.constants.items()}
-    if not disassembly.available() or not launch.kernel.__name__.startswith(("nearest", "residual")):
+    constants = constants_of(launch)
+    if not disassembly.available() or not searches(launch.kernel.__name__):
         return []
     scores = constants["BN"] * constants["BK"] / (launch.options.num_warps * launch.options.warp_size)
     loops = disassembly.matrix_loops(disassembly.disassemble(compiled.asm["cubin"]))
+    if launch.kernel.__name__.startswith("topk"):
+        return [loop.others / scores for loop in reversed(loops)]
     pieces, codes = ([], loops[:1]) if constants.get("ONE_PIECE", True) else (loops[:1], loops[1:2])
     return [loop.others / scores for loop in codes + pieces]
 
@@ -165,145 +185,127 @@ def amd_usage(compiled: Any) -> tuple[int, int]:
     return counts["vgpr_count"], spilled
 
 
-def nearest_case(
-    groups: int, dim: int, *, dtype: torch.dtype = torch.float32, metric: str = "l2", layout: str = "rows"
-) -> Callable[[], object]:
-    """A search of 64 rows, in (rows, groups * dim) storage or as a feature map (batch, groups * dim, length)."""
-
-    def call() -> object:
-        if layout == "rows":
-            x = torch.zeros(1, 64, groups, dim, dtype=dtype).permute(2, 0, 1, 3)
-        else:
-            x = torch.zeros(2, groups, dim, 32, dtype=dtype).permute(1, 0, 3, 2)
-        codebook = torch.zeros(groups, 512, dim, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-        return kernels.nearest(x, codebook, torch.ones(1, 1, 1, dtype=torch.bool).expand(x.shape[:-1]), metric)
-
-    return call
+def compile_all(target: str, everything: bool) -> list[Compiled]:
+    """Every launch of every case for a target, or one of each kernel."""
+    return [compile_launch(case, launch, target) for case, launch in launches_of(target, everything)]
 
 
-def segment_case(groups: int, dim: int, *, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
-    """Segment sums of 64 rows."""
-    x = torch.zeros(1, 64, groups, dim, dtype=dtype).permute(2, 0, 1, 3)
-    return lambda: kernels.segment_sum(x, torch.zeros(x.shape[:-1], dtype=torch.int64), 4)
+def allowance(row: Compiled) -> Allowance | None:
+    """Why a row may miss an aim."""
+    for allowed in ALLOWED:
+        if allowed.kernel == row.kernel and row.target in allowed.targets and re.fullmatch(allowed.case, row.case):
+            return allowed
+    return None
 
 
-def residual_case(
-    groups: int, dim: int, *, dtype: torch.dtype = torch.float32, limited: bool = False
-) -> Callable[[], object]:
-    """A residual stack of 64 rows and 6 stages; with sizes, stages and a mask, or without any limit."""
-    x = torch.zeros(1, 64, groups, dim, dtype=dtype).permute(2, 0, 1, 3)
-    codebooks = torch.zeros(groups, 6, 512, dim)
-    sizes = [512] * 6 if limited else None
-    stages = torch.zeros(1, 64, dtype=torch.int64) if limited else None
-    mask = torch.ones(x.shape[:-1], dtype=torch.bool) if limited else None
-    return lambda: kernels.residual_nearest(x, codebooks, sizes, stages, mask)
+def matrix_instruction(row: Compiled) -> str:
+    """The target's instruction that multiplies matrices, where the assembly has one."""
+    found = re.search(MATRIX[row.target], row.assembly)
+    return found[0] if found else ""
 
 
-def residual_segment_case(groups: int, dim: int, *, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
-    """Sums of 64 rows at each of 6 stages."""
-    x = torch.zeros(1, 64, groups, dim, dtype=dtype).permute(2, 0, 1, 3)
-    indices = torch.zeros(groups, 1, 64, 6, dtype=torch.int64)
-    return lambda: kernels.residual_segment_sum(x, indices, torch.zeros(groups, 6, 4, dim))
+def problems(row: Compiled) -> list[str]:
+    """What of a row is not as asked for; see the module's docstring."""
+    allowed = allowance(row)
+    found = []
+    if row.spill_bytes > (allowed.spill_bytes if allowed else 0):
+        found.append(f"spills {row.spill_bytes} bytes")
+    if row.shared_bytes > (limit := _configs.TARGETS[row.target].shared_bytes):
+        found.append(f"asks for {row.shared_bytes} of {limit} bytes of shared memory")
+    if searches(row.kernel) and not matrix_instruction(row):
+        found.append("does not use matrix units")
+    if costly(row):
+        most = allowed.instructions if allowed else ()
+        counts = [count > bound for count, bound in itertools.zip_longest(row.instructions, most, fillvalue=0.0)]
+        if any(counts):
+            found.append(f"issues {amounts(row)} instructions a score")
+    return found
 
 
-def ema_case(
-    num_codes: int, dim: int, *, dtype: torch.dtype = torch.float32, like_paper: bool = True
-) -> Callable[[], object]:
-    """A codebook update; with Laplace smoothing and a relative threshold, or normalised without either."""
-    codes, sizes = torch.ones(1, num_codes, dim, dtype=dtype), torch.ones(1, num_codes, dtype=dtype)
-    smoothing = "laplace" if like_paper else "none"
-    return lambda: kernels.ema_update_(
-        codes, codes, sizes, codes, sizes, 0.99, 1e-5, smoothing, not like_paper, 0.1, like_paper
-    )
+def costly(row: Compiled) -> bool:
+    """Whether a search issues more instructions a score than ``MOST`` on sm_90."""
+    return row.target == "sm_90" and sum(row.instructions) > MOST.get(row.kernel, math.inf)
 
 
-def lookup_case(groups: int, stages: int, dim: int, *, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
-    """A look-up of 64 rows."""
-    indices = torch.zeros(1, 64, groups, stages, dtype=torch.int64).permute(2, 0, 1, 3)
-    return lambda: kernels.lookup(indices, torch.zeros(groups, stages, 4, dim, dtype=dtype))
+def note(row: Compiled) -> str:
+    """The reason for which a row may miss an aim, if it does."""
+    allowed = allowance(row)
+    return allowed.reason if allowed and (row.spill_bytes or costly(row)) else ""
 
 
-CASES: dict[str, Callable[[], object]] = {
-    "nearest 64 x 8": nearest_case(64, 8),
-    "nearest 64 x 8 bf16": nearest_case(64, 8, dtype=torch.bfloat16),
-    "nearest 16": nearest_case(1, 16),
-    "nearest 3 dot": nearest_case(1, 3, metric="dot"),
-    "nearest 32": nearest_case(1, 32),
-    "nearest 64": nearest_case(1, 64),
-    "nearest 64 bf16": nearest_case(1, 64, dtype=torch.bfloat16),
-    "nearest 64 dot": nearest_case(1, 64, metric="dot"),
-    "nearest 64 cosine fp16": nearest_case(1, 64, metric="cosine", dtype=torch.float16),
-    "nearest 101": nearest_case(1, 101),
-    "nearest 512": nearest_case(1, 512),
-    "nearest 512 bf16": nearest_case(1, 512, dtype=torch.bfloat16),
-    "nearest 512 dot": nearest_case(1, 512, metric="dot"),
-    "nearest 512 map": nearest_case(1, 512, layout="map"),
-    "nearest 8 map bf16": nearest_case(4, 8, layout="map", dtype=torch.bfloat16),
-    "nearest 512 fp64": nearest_case(1, 512, dtype=torch.float64),
-    "nearest 64 cosine fp64": nearest_case(1, 64, metric="cosine", dtype=torch.float64),
-    "residual 64 x 8": residual_case(64, 8),
-    "residual 32 bf16": residual_case(1, 32, dtype=torch.bfloat16, limited=True),
-    "residual 64": residual_case(1, 64),
-    "residual 128": residual_case(1, 128),
-    "residual 512": residual_case(1, 512),
-    "residual 100 bf16": residual_case(1, 100, dtype=torch.bfloat16, limited=True),
-    "residual 517 fp16": residual_case(1, 517, dtype=torch.float16, limited=True),
-    "segment 64 x 8": segment_case(64, 8),
-    "segment 512 bf16": segment_case(1, 512, dtype=torch.bfloat16),
-    "segment 100 fp64": segment_case(1, 100, dtype=torch.float64),
-    "segment 6 stages 512": residual_segment_case(1, 512),
-    "segment 6 stages 100": residual_segment_case(4, 100, dtype=torch.bfloat16),
-    "ema 8 x 8": ema_case(8, 8),
-    "ema 1024 x 64": ema_case(1024, 64),
-    "ema 8 x 100 normalised": ema_case(8, 100, like_paper=False),
-    "ema 8 x 64 fp64": ema_case(8, 64, dtype=torch.float64),
-    "ema 1024 x 64 fp64": ema_case(1024, 64, dtype=torch.float64),
-    "lookup 64 x 8": lookup_case(64, 1, 8),
-    "lookup 6 stages 512": lookup_case(1, 6, 512),
-    "lookup 100 fp64": lookup_case(1, 1, 100, dtype=torch.float64),
-}
-
-
-def launches_of(target: str) -> list[tuple[str, Launch]]:
-    """The launches of all cases for a target's family, each kind once, under the first case that makes it."""
-    found: dict[str, tuple[str, Launch]] = {}
-    for case, call in CASES.items():
-        with recorded(target) as launches:
-            call()
-        for launch in launches:
-            found.setdefault(repr((launch.kernel.__name__, *launch[1:])), (case, launch))
-    return list(found.values())
-
-
-def compile_all(target: str) -> list[Compiled]:
-    """Every launch of every case for a target."""
-    return [compile_launch(case, launch, target) for case, launch in launches_of(target)]
+def amounts(row: Compiled) -> str:
+    """Instructions a score: once a tile of codes + for each piece of a row."""
+    return " + ".join(f"{count:.2f}" for count in row.instructions)
 
 
 def table(rows: list[Compiled]) -> str:
     """Rows as aligned text, with the instructions a score costs and the matrix instructions a kernel uses."""
     lines = [
-        f"{'case':<24} {'kernel':<18} {'target':<7} {'regs':>5} {'spill':>6} {'shared':>7} {'a score':>11}  matrix"
+        f"{'case':<26} {'kernel':<15} {'target':<7} {'regs':>5} {'spill':>6} {'shared':>7} {'a score':>13}  matrix"
     ]
     for row in rows:
-        matrix = re.search(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma_\w+?_f16", row.assembly)
         lines.append(
-            f"{row.case:<24} {row.kernel.removesuffix('_kernel'):<18} {row.target:<7} {row.registers:>5} "
-            f"{row.spill_bytes:>6} {row.shared_bytes:>7} "
-            f"{' + '.join(f'{count:.2f}' for count in row.instructions) or '-':>11}  {matrix[0] if matrix else '-'}"
+            f"{row.case:<26} {row.kernel.removesuffix('_kernel'):<15} {row.target:<7} {row.registers:>5} "
+            f"{row.spill_bytes:>6} {row.shared_bytes:>7} {amounts(row) or '-':>13}  {matrix_instruction(row) or '-'}"
         )
     return "\n".join(lines)
 
 
-def main(arguments: list[str]) -> None:
-    """``[TARGET ...] [--json]``: a table of all targets, or of those named; ``--json`` prints rows with assembly."""
-    targets = [argument for argument in arguments if argument != "--json"] or list(_configs.TARGETS)
-    rows = [row for target in targets for row in compile_all(target)]
-    if "--json" in arguments:
+def record(row: Compiled) -> dict[str, str]:
+    """A row as it is written to a file."""
+    return {
+        "triton": triton.__version__,
+        "target": row.target,
+        "case": row.case,
+        "kernel": row.kernel,
+        "configuration": row.configuration,
+        "registers": str(row.registers),
+        "spill_bytes": str(row.spill_bytes),
+        "shared_bytes": str(row.shared_bytes),
+        "shared_limit": str(_configs.TARGETS[row.target].shared_bytes),
+        "matrix_instruction": matrix_instruction(row),
+        "instructions_a_score": amounts(row),
+        "problems": "; ".join(problems(row)),
+        "reason": note(row),
+    }
+
+
+def write(path: Path, rows: Sequence[Compiled]) -> None:
+    """Rows as CSV, in place of those that the file has of the same Triton and targets."""
+    records = [record(row) for row in rows]
+    fresh = {(entry["triton"], entry["target"]) for entry in records}
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as stream:
+            kept = [entry for entry in csv.DictReader(stream) if (entry["triton"], entry["target"]) not in fresh]
+        records = kept + records
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; 1 where a row misses what is asked of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", nargs="*", choices=[*_configs.TARGETS, []], help="devices to compile for")
+    parser.add_argument("--all", action="store_true", help="every configuration of every kernel")
+    parser.add_argument("--out", type=Path, help="a CSV file to write")
+    parser.add_argument("--json", action="store_true", help="rows with assembly instead of a table")
+    options = parser.parse_args(arguments)
+    rows: list[Compiled] = []
+    for target in options.target or _configs.TARGETS:
+        rows += (found := compile_all(target, options.all))
+        if options.out:
+            write(options.out, found)
+    if options.json:
         print(json.dumps([row._asdict() for row in rows]))
     else:
         print(f"triton {triton.__version__}\n{table(rows)}")
+    missed = [f"{row.case}, {row.kernel}, {row.target}: {problem}" for row in rows for problem in problems(row)]
+    print("\n".join(missed), file=sys.stderr)
+    return int(bool(missed))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())

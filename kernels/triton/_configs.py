@@ -1,7 +1,8 @@
 """Launch configurations, one row each, with the reason beside it.
 
-None of them spills registers with the compilers bundled with Triton 3.6 and 3.9, on any of the four targets;
-``tests/kernels/triton/test_ahead_of_time.py`` fails where one does, or asks for more shared memory than there is.
+None of them spills registers with the compilers bundled with Triton 3.6 and 3.9, on any of the four targets, or asks
+for more shared memory than there is: ``python -m benchmarks.ahead_of_time --all`` compiles them all and fails where
+one does, ``tests/kernels/triton/test_ahead_of_time.py`` one of each kernel.
 """
 
 import contextlib

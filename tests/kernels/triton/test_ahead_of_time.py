@@ -1,5 +1,6 @@
-"""Every kernel, in every configuration, compiled for every target without a card."""
+"""A configuration of every kernel compiled for every target without a card; the table of them all, as committed."""
 
+import csv
 import json
 import os
 import re
@@ -11,18 +12,18 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is published for Linux only")
 
-from fastvq.benchmarks import disassembly
+from fastvq.benchmarks import ahead_of_time, disassembly, launches
 from fastvq.kernels.triton import _configs
 
 ROOT = Path(__file__).resolve().parents[3]
-MATRIX = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma", "gfx942": "v_mfma_f32"}
+TABLE = ROOT / "benchmarks" / "results" / "ahead_of_time"
 KERNELS = {
     *("unit_rows_kernel", "centre_kernel", "split_kernel", "nearest_kernel", "resolve_kernel", "scan_kernel"),
-    *("pack_kernel", "nearest_narrow_kernel", "residual_kernel"),
+    *("pack_kernel", "nearest_narrow_kernel", "topk_search_kernel", "topk_order_kernel", "residual_kernel"),
     *("piece_sum_kernel", "code_sum_kernel", "ema_sizes_kernel", "ema_codes_kernel", "lookup_kernel"),
 }
-SEARCHES = ("nearest_kernel", "nearest_narrow_kernel", "residual_kernel")
-ORACLE = ("unit_rows_kernel", "resolve_kernel", "scan_kernel", "residual_kernel")
+SEARCHES = ("nearest_kernel", "nearest_narrow_kernel", "topk_search_kernel", "residual_kernel")
+ORACLE = ("unit_rows_kernel", "resolve_kernel", "scan_kernel", "topk_order_kernel", "residual_kernel")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,12 @@ def test_shared_memory_suffices(rows):
 def test_the_search_runs_on_matrix_units(rows):
     for row in rows:
         if row["kernel"] in SEARCHES:
-            assert MATRIX[row["target"]] in row["assembly"], row["case"]
+            assert re.search(ahead_of_time.MATRIX[row["target"]], row["assembly"]), row["case"]
+
+
+def test_nothing_is_missed(rows):
+    found = [ahead_of_time.problems(ahead_of_time.Compiled(**row)) for row in rows]
+    assert found == [[]] * len(rows)
 
 
 @pytest.mark.skipif(not disassembly.available(), reason="this Triton came without nvdisasm")
@@ -98,7 +104,7 @@ def test_a_new_number_of_rows_compiles_nothing():
     """Launches for other N, and for other K and D of the same class, differ in runtime arguments only."""
     script = """
 import torch
-from fastvq.benchmarks.ahead_of_time import recorded
+from fastvq.benchmarks.launches import recorded
 from fastvq.kernels import triton as kernels
 
 def kinds(N, K, D):
@@ -109,6 +115,7 @@ def kinds(N, K, D):
         indices, _ = kernels.nearest(x, codes, None)
         kernels.nearest(x[..., :8], codes[..., :8], None)
         kernels.nearest(x.double(), codes.double(), None, "cosine")
+        kernels.nearest_topk(x, codes, None, 1)
         kernels.segment_sum(x, torch.zeros_like(indices), K)
         kernels.ema_update_(large, large, sizes, large, sizes, 0.9, 1e-5, "none", False, 0.1, True)
         kernels.ema_update_(large, large, sizes, large, sizes, 0.9, 1e-5, "none", False, 0.1, False)
@@ -119,7 +126,7 @@ def kinds(N, K, D):
     return [repr((launch.kernel.__name__, *launch[1:])) for launch in launches]
 
 first = kinds(64, 512, 128)
-assert len(first) == 20, len(first)
+assert len(first) == 24, len(first)
 for N, K in ((1, 1), (16, 16), (63, 17), (4097, 513)):
     assert kinds(N, K, 128) == first, (N, K)
 assert kinds(64, 512, 256) == first
@@ -135,3 +142,99 @@ assert [launch.kernel.__name__ for launch in launches] == ["ema_codes_kernel"]
         [sys.executable, "-c", prelude + script], env=environment, cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def good(**changes) -> ahead_of_time.Compiled:
+    """A row that misses nothing, with changes."""
+    row = ahead_of_time.Compiled(
+        case="nearest 64",
+        kernel="nearest_kernel",
+        configuration="",
+        target="sm_90",
+        registers=240,
+        spill_bytes=0,
+        shared_bytes=1000,
+        instructions=[5.2],
+        assembly="wgmma.mma_async",
+    )
+    return row._replace(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"spill_bytes": 4}, "spills 4 bytes"),
+        ({"shared_bytes": 232449}, "asks for 232449 of 232448 bytes of shared memory"),
+        ({"assembly": "mma.sync"}, "does not use matrix units"),
+        ({"instructions": [6.6]}, "issues 6.60 instructions a score"),
+        ({"instructions": [5.2, 4.0]}, "issues 5.20 + 4.00 instructions a score"),
+        ({"kernel": "nearest_narrow_kernel", "instructions": [5.1]}, "issues 5.10 instructions a score"),
+        ({"case": "nearest 512", "instructions": [9.0, 60.0]}, "issues 9.00 + 60.00 instructions a score"),
+    ],
+)
+def test_what_is_missed_is_said(changes, problem):
+    assert ahead_of_time.problems(good()) == []
+    assert ahead_of_time.note(good()) == ""
+    assert ahead_of_time.problems(good(**changes)) == [problem]
+
+
+def test_a_reason_covers_no_more_than_its_bounds():
+    row = good(case="nearest 512", instructions=[9.0, 4.0])
+    assert ahead_of_time.problems(row) == []
+    assert "pieces" in ahead_of_time.note(row)
+    assert ahead_of_time.problems(row._replace(spill_bytes=4)) == ["spills 4 bytes"]
+    assert ahead_of_time.problems(row._replace(case="nearest 64")) != []
+
+
+def test_rows_replace_those_of_their_target(tmp_path):
+    file = tmp_path / "folder" / "table.csv"
+    ahead_of_time.write(file, [good(), good(case="nearest 32")])
+    ahead_of_time.write(file, [good(target="sm_80", assembly="mma.sync")])
+    ahead_of_time.write(file, [good(registers=7)])
+    with file.open(newline="") as stream:
+        entries = list(csv.DictReader(stream))
+    assert [(entry["target"], entry["registers"]) for entry in entries] == [("sm_80", "240"), ("sm_90", "7")]
+    assert all(entry["problems"] == entry["reason"] == "" for entry in entries)
+
+
+@pytest.mark.parametrize("target", _configs.TARGETS)
+def test_every_configuration_of_the_table_comes_up(target):
+    found = set()
+    for _, launch in launches.launches_of(target):
+        constants = ahead_of_time.constants_of(launch)
+        tiles = tuple(constants.get(name) for name in ("BN", "BK", "BD", "STAGES"))
+        found.add((launch.kernel.__name__, *tiles, launch.options.num_warps))
+    short, narrow, stack = _configs.SEARCH[target, "short"], _configs.NARROW[target], _configs.RESIDUAL
+    expected = [("nearest_kernel", short._replace(depth=depth)) for depth in (32, short.depth)]
+    expected += [("nearest_kernel", _configs.SEARCH[target, kind]) for kind in ("long", "scattered")]
+    expected += [("nearest_narrow_kernel", narrow._replace(depth=depth)) for depth in (4, 8, 16)]
+    several = _configs.TOPK[target]
+    expected += [("topk_search_kernel", several._replace(depth=depth)) for depth in (16, 32)]
+    for (family, kind), config in stack.items():
+        depths = [depth for depth in (16, 32, 64) if depth <= config.depth] if kind == "short" else [config.depth]
+        expected += [("residual_kernel", config._replace(depth=depth)) for depth in depths if family == target]
+    for name, config in expected:
+        assert (name, config.rows, config.codes, config.depth, config.stages, config.num_warps) in found, (
+            name,
+            config,
+        )
+    assert {launch.kernel.__name__ for _, launch in launches.launches_of(target)} == KERNELS
+
+
+def test_the_committed_table_is_of_these_configurations_and_misses_nothing():
+    """Of Triton 3.6.0 and a newer one; ``python -m benchmarks.ahead_of_time --all --out`` writes it anew."""
+    versions = set()
+    for file in sorted(TABLE.glob("*.csv")):
+        with file.open(newline="") as stream:
+            entries = list(csv.DictReader(stream))
+        assert [entry for entry in entries if entry["problems"]] == []
+        versions |= {entry["triton"] for entry in entries}
+        for target in _configs.TARGETS:
+            committed = {(entry["kernel"], entry["configuration"]) for entry in entries if entry["target"] == target}
+            current = {
+                (launch.kernel.__name__, ahead_of_time.configuration(launch))
+                for _, launch in launches.launches_of(target)
+            }
+            assert committed == current, (file.name, target)
+    assert "3.6.0" in versions
+    assert len(versions) > 1
