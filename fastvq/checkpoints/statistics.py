@@ -56,14 +56,14 @@ class Codebooks(Tree):
         """The linear layers before and after, if there are any, by native names."""
         if not self.projections or "project_in.weight" not in tensors:
             return {}
-        before = linear(tensors, "project_in", None, None, bias=True)
+        before = linear(tensors, "project_in", None, None)
         inner, dim = before["weight"].shape
         if inner % books[0].codes.shape[2]:
             raise ValueError(
                 f"{join(tensors.root, 'project_in.weight')} must have a multiple of {books[0].codes.shape[2]} rows, "
                 f"the dimension of the codes, got {inner}"
             )
-        after = linear(tensors, "project_out", dim, inner, bias=True)
+        after = linear(tensors, "project_out", dim, inner)
         return prefixed("project_in", before) | prefixed("project_out", after)
 
     def is_shared(self, stacks: list[list[Book]], options: dict[str, Any]) -> bool:

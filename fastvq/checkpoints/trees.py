@@ -74,10 +74,10 @@ class Tree:
         return self.native(**{"channel_dim": self.channel_dim, **self.defaults, **options, **sizes})
 
 
-def linear(tensors: Tensors, name: str, outputs: int | None, inputs: int | None, *, bias: bool) -> dict[str, Tensor]:
+def linear(tensors: Tensors, name: str, outputs: int | None, inputs: int | None) -> dict[str, Tensor]:
     """weight and bias of a linear layer."""
     weight = tensors.take(f"{name}.weight", outputs, inputs)
-    return {"weight": weight, "bias": tensors.take(f"{name}.bias", len(weight))} if bias else {"weight": weight}
+    return {"weight": weight, "bias": tensors.take(f"{name}.bias", len(weight))}
 
 
 def prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
