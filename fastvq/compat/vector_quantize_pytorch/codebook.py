@@ -11,16 +11,15 @@ from torch import Tensor, nn
 
 from ... import functional as F
 from ... import validation as check
-from .candidates import Candidates, Codes, GivenCodes
+from .candidates import Candidates, Codes, GivenCodes, find, scores
 from .draws import Rows, drawn_rows, known, positions, rows_of
 from .sync import Processes
+from .wide_state import WideState
 
-WIDE = (torch.float32, torch.float64)
-STATE = ("embed", "embed_avg", "cluster_size")
 Weight = Tensor | Callable[[Tensor, Tensor], Tensor]
 
 
-class Codebook(nn.Module):
+class Codebook(WideState):
     """H codebooks of K codes of dimension D, with the statistics that move them.
 
     Made by :class:`VectorQuantize`, whose keywords these are. The state stays float32 (float64 after ``.double()``)
@@ -135,6 +134,29 @@ class Codebook(nn.Module):
         embed = self.embed if self.learnable_codebook else self.embed.detach()
         return embed if self.vq_bridge is None else self.vq_bridge(embed).to(self.embed.dtype)
 
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, freeze_codebook: bool = False, **how: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the peer's codebook returns when it is called itself, which :class:`VectorQuantize` has no need of.
+
+        Args:
+            x: (B, N, D) or (H, B, N, D). mask: (B, N) bool, rows that count. how: the keywords of :meth:`absorb_`.
+
+        Returns:
+            codes as x; indices (B, N) or (H, B, N), -1 where masked; the scores of all codes, (H, B, N, K).
+        """
+        rows = self.transform_input(self.cast(x if x.dim() == 4 else x.unsqueeze(0)))
+        self.observe_(rows.detach(), mask)
+        candidates = self.candidates()
+        found = find(candidates, rows, mask)
+        every = torch.arange(rows.shape[1] * rows.shape[2], device=x.device)
+        flat = [scores(rows[h].flatten(0, 1), candidates.of(h, every), self.use_cosine_sim) for h in range(len(rows))]
+        all_scores = torch.stack(flat).view(*rows.shape[:3], self.codebook_size)
+        if self.training and not freeze_codebook:
+            self.update_indices(rows.detach(), found.indices, **how)
+        lead = () if x.dim() == 4 else (0,)
+        return found.codes[lead].to(x.dtype), found.indices[lead], all_scores
+
     def candidates(self, transform: Callable[[Tensor], Any] | None = None, *, keep: bool = False) -> Candidates:
         """The codes to search, through a function codes (H, K, D) -> codes for every row (H, B, N, K, D), or
         -> :class:`Candidates`; with ``keep`` a copy, that the codebook's next step leaves as it is."""
@@ -214,26 +236,29 @@ class Codebook(nn.Module):
         self,
         sums: Tensor,
         counts: Tensor,
-        rows: Rows,
+        rows: Rows | None,
         *,
         weight: Weight | None = None,
         accumulate: bool = False,
         ema_update: bool | None = None,
         active: Tensor | None = None,
-    ) -> None:
+    ) -> Tensor | None:
         """One step of the averages, and what follows from it.
 
         Args:
             sums: (H, K, D), of each code's rows, over all processes. counts: (H, K), how many.
-            rows: to replace dead codes from.
+            rows: to replace dead codes from; None to leave that to :meth:`put_`.
             weight: factor of 1 - decay, (K,) or (H, K), or a function of sums and counts that gives it.
             accumulate: only put sums and counts aside, for the next step without it.
             ema_update: whether the codes move; by default as constructed.
             active: () bool, False to leave everything as it is; None for True.
+
+        Returns:
+            The codes that :meth:`put_` should replace, (H, K) bool; None where there is nothing to do.
         """
         ema_update = self.ema_update if ema_update is None else ema_update
         if not ema_update and not self.has_dead_code_replacement:
-            return
+            return None
         if callable(weight):
             weight = weight(sums, counts)
         if self._sums is not None:
@@ -241,7 +266,7 @@ class Codebook(nn.Module):
             self._sums = None
         if accumulate:
             self._sums = sums, counts
-            return
+            return None
         state = (self._writable(), self.embed_avg, self.cluster_size)
         before = None if active is None else [tensor.clone() for tensor in state]
         if weight is None and ema_update and not self.manual_ema_update:
@@ -259,11 +284,15 @@ class Codebook(nn.Module):
             if ema_update and not self.manual_ema_update:
                 self.update_ema()
             dead = self.cluster_size < self.threshold_ema_dead_code
-        if self.has_dead_code_replacement and self.training:
-            self._replace_(dead, rows)
         if active is not None and before is not None:
+            dead = dead & active
             for tensor, old in zip(state, before, strict=True):
                 tensor.copy_(torch.where(active, tensor, old))
+        if not self.has_dead_code_replacement or not self.training:
+            return None
+        if rows is not None:
+            self._replace_(dead, rows)
+        return dead
 
     def _follow_(self, sums: Tensor, counts: Tensor, weight: Tensor | None) -> None:
         """The averages' step alone."""
@@ -337,8 +366,12 @@ class Codebook(nn.Module):
                 self.cluster_size[head, code] = float(self.reset_cluster_size)
                 self.embed_avg[head, code] = drawn * self.reset_cluster_size
             return
-        drawn, usable = drawn_rows(rows, self.num_codebooks, self.codebook_size, embed, processes)
-        drawn = self.transform_input(drawn)
+        self.put_(dead, *drawn_rows(rows, self.num_codebooks, self.codebook_size, embed, processes))
+
+    @torch.no_grad()
+    def put_(self, dead: Tensor, drawn: Tensor, usable: Tensor) -> None:
+        """Puts rows (H, K, D), where usable (H, K), in the place of dead codes (H, K), and asks for no value."""
+        embed, drawn = self._writable(), self.transform_input(drawn)
         slot = (dead.cumsum(-1) - 1).clamp_min(0)
         take = dead & usable.gather(1, slot)
         drawn = drawn.gather(1, slot.unsqueeze(-1).expand_as(drawn))
@@ -352,41 +385,6 @@ class Codebook(nn.Module):
         if not isinstance(self.embed, nn.Parameter):
             return self.embed
         return self.embed.detach() if torch.compiler.is_compiling() else self.embed.data
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Codebook:
-        kept = {name: getattr(self, name).detach() for name in self._state_names()}
-        super()._apply(fn, recurse)
-        for name, old in kept.items():
-            new = getattr(self, name)
-            if new.dtype in WIDE:
-                continue
-            if isinstance(new, nn.Parameter):
-                new.data = old.to(new.device)
-            else:
-                setattr(self, name, old.to(new.device))
-        return self
-
-    def _state_names(self) -> tuple[str, ...]:
-        return STATE
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Also takes what older versions wrote: ``initted`` as one float, and no axis of heads."""
-        axes = {"embed": 3, "embed_avg": 3, "cluster_size": 2}
-        for name, number in axes.items():
-            value = state_dict.get(prefix + name)
-            if value is not None and value.dim() == number - 1:
-                state_dict[prefix + name] = value.unsqueeze(0)
-        initted = state_dict.get(prefix + "initted")
-        if initted is not None and initted.numel() == 1:
-            state_dict[prefix + "initted"] = initted.reshape(()).bool()
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        for name in self._state_names():
-            value = getattr(self, name)
-            if value.dtype not in WIDE:  # load_state_dict(..., assign=True) takes tensors as they come
-                wide = value.detach().float()
-                setattr(self, name, nn.Parameter(wide) if isinstance(value, nn.Parameter) else wide)
-        if initted is not None:
-            self._initted = bool(self.initted)
 
     def extra_repr(self) -> str:
         metric = ", use_cosine_sim=True" if self.use_cosine_sim else ""

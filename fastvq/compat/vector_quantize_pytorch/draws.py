@@ -61,7 +61,7 @@ def positions(rows: Rows, device: torch.device) -> Tensor:
 
 
 def drawn_rows(rows: Rows, heads: int, count: int, like: Tensor, processes: Processes) -> tuple[Tensor, Tensor]:
-    """For each head ``count`` distinct rows in random order, as far as there are any.
+    """``count`` distinct rows in random order, as far as there are any: the same positions for every head.
 
     Args:
         rows: what to draw from; of each process its own.
@@ -71,12 +71,12 @@ def drawn_rows(rows: Rows, heads: int, count: int, like: Tensor, processes: Proc
         (H, count, D), and (H, count) bool, False where rows ran out.
     """
     number = min(count, rows.number)
-    keys = torch.rand(heads, rows.number, device=like.device)
+    keys = torch.rand(rows.number, device=like.device)
     if rows.valid is not None:
         keys = keys.masked_fill(~rows.valid, -1.0)
-    keys, where = keys.topk(number, dim=-1)
-    drawn = torch.stack([rows.at(head, where[head]) for head in range(heads)]).to(like.dtype)
-    keys = keys.masked_fill(~drawn.isfinite().all(-1), -1.0)
+    keys, where = keys.topk(number)
+    drawn = torch.stack([rows.at(head, where) for head in range(heads)]).to(like.dtype)
+    keys = keys.expand(heads, number).masked_fill(~drawn.isfinite().all(-1), -1.0)
     missing = count - number
     drawn = torch.nn.functional.pad(drawn, (0, 0, 0, missing))
     keys = torch.nn.functional.pad(keys, (0, missing), value=-1.0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ... import functional as F
 from .affine import AffineCodebook
-from .draws import Rows, valid_rows
+from .draws import Rows, drawn_rows, known, valid_rows
 from .gradients import StackGradients, stack_pass
 from .sync import Processes
 from .vector_quantize import VectorQuantize
@@ -157,19 +157,34 @@ def _update(
     wanted = [layer.ema_update or layer._codebook.has_dead_code_replacement for stack in stacks for layer in stack]
     if not any(wanted):
         return
-    processes = Processes(stacks[0][0]._codebook.use_ddp)
+    first = stacks[0][0]._codebook
+    processes = Processes(first.use_ddp)
     sums, counts = processes.total(*F.residual_segment_sum(x, indices, codebooks))
+    together = first.has_dead_code_replacement and (processes.many or not known(indices))
+    books, rows, dead = [], [], []
     for group, stack in enumerate(stacks):
         for stage, layer in enumerate(stack):
             size = layer.codebook_size
-            layer._codebook.absorb_(
-                sums[group : group + 1, stage, :size],
-                counts[group : group + 1, stage, :size],
-                _rows_of_stage(x, indices, codebooks, group, stage),
-                active=None if depth is None else stage < depth,
+            books.append(layer._codebook)
+            rows.append(_rows_of_stage(x, indices, codebooks, group, stage))
+            dead.append(
+                layer._codebook.absorb_(
+                    sums[group : group + 1, stage, :size],
+                    counts[group : group + 1, stage, :size],
+                    None if together else rows[-1],
+                    active=None if depth is None else stage < depth,
+                )
             )
         if shared and stack[0].ema_update:
             stack[0]._codebook.update_ema()
+    if together:
+        # One draw, and over several processes one gather, for all stages of all groups.
+        several = Rows(rows[0].number, valid_rows(indices[..., 0]), lambda head, where: rows[head].at(0, where))
+        drawn, usable = drawn_rows(several, len(books), codebooks.shape[2], codebooks, processes)
+        for head, (book, gone) in enumerate(zip(books, dead, strict=True)):
+            if gone is not None:
+                size = book.codebook_size
+                book.put_(gone, drawn[head : head + 1, :size], usable[head : head + 1, :size])
 
 
 def _rows_of_stage(x: Tensor, indices: Tensor, codebooks: Tensor, group: int, stage: int) -> Rows:
