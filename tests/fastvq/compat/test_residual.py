@@ -254,6 +254,18 @@ def test_blocks_of_an_implicit_codebook_make_no_difference(pair, monkeypatch):
     run(pair, "implicit", *CASES["implicit"], steps=3, sync=True)
 
 
+@pytest.mark.parametrize("beam", [1, 2])
+def test_no_codes_for_every_row_of_an_implicit_codebook(monkeypatch, largest_tensor, beam):
+    """Where a block of codes made for rows is 2^12 entries."""
+    monkeypatch.setattr("fastvq.compat.vector_quantize_pytorch.implicit.BLOCK", 2**12)
+    stack = ResidualVQ(dim=8, codebook_size=64, num_quantizers=3, implicit_neural_codebook=True)
+    x = torch.randn(2, 256, 8, requires_grad=True)
+    with largest_tensor() as seen:
+        quantized, _, loss = stack(x, beam_size=beam)
+        (quantized.sum() + loss.sum()).backward()
+    assert seen.largest <= 2**14 < 512 * 64
+
+
 @pytest.mark.parametrize("kind", ["ResidualVQ", "GroupedResidualVQ"])
 def test_signatures_are_the_peers(peer, kind):
     """``freeze_codebook`` may also be None, for what the constructor says; ``stages_taken`` is ours."""

@@ -300,6 +300,18 @@ def test_updates_by_hand(pair):
     both.close("embed", both.peer.codebook, both.ours.codebook)
 
 
+@pytest.mark.parametrize("options", [{}, {"use_cosine_sim": True}, {"heads": 2, "separate_codebook_per_head": True}])
+def test_the_codebook_called_itself(pair, options):
+    both = pair("VectorQuantize", **{**PLAIN, "codebook_dim": 8, **options})
+    x = torch.nn.functional.normalize(torch.randn((2, 4, 9, 8) if "heads" in options else (4, 9, 8)), dim=-1)
+    theirs, mine = both.peer._codebook(x), both.ours._codebook(x)
+    assert torch.equal(theirs[1], mine[1])
+    both.close("codes", theirs[0], mine[0])
+    both.close("scores", theirs[2], mine[2])
+    for key, value in both.peer.state_dict().items():
+        both.close(key, value, both.ours.state_dict()[key])
+
+
 def test_an_optimizer_stepped_by_hand(pair):
     options = {**LEARNED, "in_place_codebook_optimizer": lambda p: torch.optim.SGD(p, lr=0.3)}
     both = pair("VectorQuantize", **PLAIN, **options, manual_in_place_optimizer_update=True)
@@ -322,3 +334,40 @@ def test_blocks_of_scores_make_no_difference(pair, monkeypatch, name):
     """A block of five rows at a time, against the peer's whole matrix."""
     monkeypatch.setattr(candidates, "BLOCK", 5 * 24)
     run(pair, *FREE_RUNNING[name], steps=5)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_cosine_sim": True}, {"stochastic_sample_codes": True}, LEARNED])
+def test_a_function_that_makes_codes_for_every_row(pair, options):
+    both = pair("VectorQuantize", **PLAIN, **options)
+    for seed in range(5):
+        both.sync()
+        x = torch.randn(SHAPE)
+        shift = x.roll(1, 0)[None, :, :, None] / 8
+
+        def transform(codes, shift=shift):
+            return codes[:, None, None] + shift
+
+        # The peer's distances are of x - c + 1e-6.
+        both.step(x, seed, codebook_transform_fn=transform, tolerance=8 * TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_cosine_sim": True, "threshold_ema_dead_code": 1, "kmeans_init": True},
+        {"stochastic_sample_codes": True, "commitment_use_cross_entropy_loss": True},
+        {"codebook_diversity_loss_weight": 1.0, "orthogonal_reg_weight": 1.0},
+        {"straight_through": True, "rotation_trick": False, "route_gradients_to_input": False},
+        {**LEARNED, "in_place_codebook_optimizer": lambda p: torch.optim.SGD(p, lr=0.3)},
+    ],
+)
+def test_no_tensor_of_rows_by_codes(monkeypatch, largest_tensor, options):
+    """In the forward and the backward pass, where a block of scores is 2^12 entries."""
+    monkeypatch.setattr(candidates, "BLOCK", 2**12)
+    vq = VectorQuantize(dim=8, codebook_size=256, **options)
+    x = torch.randn(2, 256, 8, requires_grad=True)
+    with largest_tensor() as seen:
+        quantized, _, loss = vq(x)
+        (quantized.sum() + loss).backward()
+    assert seen.largest <= 2**13 < 512 * 256

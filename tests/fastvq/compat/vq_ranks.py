@@ -75,6 +75,23 @@ def stays_equal_where_rows_are_drawn(rank: int, world: int) -> None:
             assert bool((module._codebook.cluster_size >= 2).all())
 
 
+def takes_one_exchange_of_each_kind(rank: int, world: int) -> None:
+    """In the steady state: one sum of statistics, and one gather of rows for dead codes."""
+    calls: list[str] = []
+    kept = {name: getattr(dist, name) for name in ("all_reduce", "all_gather_into_tensor", "all_gather", "broadcast")}
+    for kind, options in KINDS:
+        if options.get("affine_param") or options.get("shared_codebook"):
+            continue
+        module = kind(**options, threshold_ema_dead_code=1)
+        for name, call in kept.items():
+            setattr(dist, name, lambda *args, name=name, call=call: (calls.append(name), call(*args))[1])
+        module(batch(0, rank, world)[1])
+        for name, call in kept.items():
+            setattr(dist, name, call)
+        assert calls == ["all_reduce", "all_gather_into_tensor"], (kind, calls)
+        calls.clear()
+
+
 def draws_rows_of_all_ranks(rank: int, world: int) -> None:
     module = VectorQuantize(dim=1, codebook_size=64, threshold_ema_dead_code=10, rotation_trick=False)
     module(torch.full((1, 40, 1), float(rank + 1)))
@@ -103,6 +120,7 @@ def main(rank: int, world: int, store: str) -> None:
     for check in (
         agrees_with_one_process,
         stays_equal_where_rows_are_drawn,
+        takes_one_exchange_of_each_kind,
         draws_rows_of_all_ranks,
         steps_its_optimizer_alike,
     ):
