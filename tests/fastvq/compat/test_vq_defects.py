@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastvq.compat.vector_quantize_pytorch import GroupedResidualVQ, ResidualSimVQ, ResidualVQ, SimVQ, VectorQuantize
 
@@ -224,6 +225,45 @@ def test_exports_for_every_number_of_rows(name):
     exported = torch.export.export(module, (X,), dynamic_shapes=(dims,)).module()
     x = torch.randn(3, 7, 16)
     assert torch.equal(exported(x)[1], module(x)[1])
+
+
+class NoValues(TorchDispatchMode):
+    """Refuses operations that ask a tensor for its value, which on a GPU wait for all work before them."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        masks = name in ("index", "index_put", "index_put_") and any(
+            i is not None and i.dtype == torch.bool for i in args[1]
+        )
+        if masks or name in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal", "is_nonzero"):
+            raise AssertionError(f"{name} asks for a value")
+        return func(*args, **(kwargs or {}))
+
+
+DRAWN = {
+    "k-means": (VectorQuantize, {**PLAIN, "kmeans_init": True}, {"mask": MASK}),
+    "expiry": (VectorQuantize, {**PLAIN, "threshold_ema_dead_code": 2}, {"mask": MASK}),
+    "expiry of a stack": (ResidualVQ, {**STACK, "threshold_ema_dead_code": 2, "kmeans_init": True}, {}),
+    "expiry of groups": (GroupedResidualVQ, {**STACK, "groups": 2, "threshold_ema_dead_code": 2}, {}),
+    "sampled": (VectorQuantize, {**PLAIN, "stochastic_sample_codes": True}, {}),
+}
+
+
+@pytest.mark.parametrize("name", {**MODULES, **DRAWN})
+def test_no_tensor_is_asked_for_a_value(monkeypatch, name):
+    """Where that costs a sync: the module runs as on a GPU."""
+    for module in ("draws", "codebook", "objectives", "vector_quantize", "residual_stack"):
+        monkeypatch.setattr(f"fastvq.compat.vector_quantize_pytorch.{module}.known", lambda tensor: False)
+    monkeypatch.setattr("fastvq.compat.vector_quantize_pytorch.dropout.shared_draw", lambda high, device: 3)
+    kind, options, call = {**MODULES, **DRAWN}[name]
+    module = kind(**options)
+    x = X.clone().requires_grad_()
+    with NoValues():
+        for _ in range(2):
+            quantized, _, loss = module(x, **call)
+            (quantized.sum() + loss.sum()).backward()
+        module.eval()(x, **call)
+    assert bool(x.grad.isfinite().all())
 
 
 def test_every_stage_of_a_beam_search_is_updated(peer):
