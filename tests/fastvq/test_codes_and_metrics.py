@@ -49,3 +49,27 @@ def test_counting_refuses_what_does_not_fit():
         metrics.code_counts(torch.tensor(3), 4)
     with pytest.raises(ValueError, match=r"below 2\*\*32"):
         codes.pack_codes(torch.tensor([0]), 2**32)
+
+
+def test_usage_over_batches():
+    torch.manual_seed(0)
+    usage = metrics.CodeUsage(2, 8)
+    batches = [torch.randint(-1, 8, (3, 5, 2)) for _ in range(4)]
+    for batch in batches:
+        usage(batch)
+    counts = metrics.code_counts(torch.cat(batches), 8)
+    assert torch.equal(usage.counts, counts)
+    assert torch.equal(usage.compute().perplexity, metrics.perplexity(counts))
+    assert torch.equal(usage.compute().utilisation, metrics.utilisation(counts))
+    usage.reset()
+    assert usage.compute().perplexity.tolist() == [0.0, 0.0]
+    assert list(usage.state_dict()) == []
+    torch.compile(usage, fullgraph=True, backend="eager")(batches[0])
+    with pytest.raises(ValueError, match=r"indices must be \(\.\.\., 2\)"):
+        usage(torch.zeros(3, 3, dtype=torch.int64))
+
+
+def test_dead_share():
+    sizes = torch.tensor([[1.0, 1.0, 1.0, 0.05], [2.0, 2.0, 2.0, 2.0]])
+    assert metrics.dead_share(sizes).tolist() == [0.25, 0.0]
+    assert metrics.dead_share(sizes, 0.01).tolist() == [0.0, 0.0]
