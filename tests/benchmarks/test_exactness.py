@@ -2,8 +2,8 @@
 
 import torch
 
-from fastvq.benchmarks import exactness
-from fastvq.kernels import tiled
+from fastvq.benchmarks import exactness, gate
+from fastvq.kernels import reference, tiled
 
 
 class Careless:
@@ -26,4 +26,16 @@ def test_the_command_prints_every_class_and_a_sum(capsys):
     printed = capsys.readouterr().out
     for codes, dim in exactness.CLASSES:
         assert f"K {codes:4d}  D {dim:4d}" in printed
+    for kind in gate.INPUTS:
+        assert f"\n{kind} " in printed
     assert "0 wrong in exact mode" in printed
+
+
+def test_a_part_of_the_combinations_has_every_value_of_each():
+    class Right:
+        nearest = staticmethod(reference.nearest)
+
+    tallies = list(exactness.blocks(Right, "cpu", 1, fast=False, part=53))
+    assert len(tallies) == -(-len(exactness.CLASSES) * len(gate.INPUTS) * 12 // 53)
+    assert {(tally.codes, tally.dim) for tally in tallies} == set(exactness.CLASSES)
+    assert {tally.kind for tally in tallies} == set(gate.INPUTS)
