@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import fastvq
 from fastvq.compat.vector_quantize_pytorch import GroupedResidualVQ, ResidualSimVQ, ResidualVQ, SimVQ, VectorQuantize
 
 PLAIN = {"dim": 16, "codebook_size": 24}
@@ -227,6 +228,23 @@ def test_exports_for_every_number_of_rows(name):
     assert torch.equal(exported(x)[1], module(x)[1])
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["plain", "cosine", "heads", "stack", "cosine stack", "groups", "SimVQ"])
+def test_runs_in_onnxruntime(name):
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    kind, options, _ = MODULES[name]
+    torch.manual_seed(0)
+    module = kind(**options).eval()
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("time")}
+    program = fastvq.onnx.export(module, (X,), dynamic_shapes=(axes,))
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    x = torch.randn(3, 7, 16)
+    quantized, indices, *_ = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert torch.equal(torch.from_numpy(indices), module(x)[1])  # no close calls among a few random rows
+    torch.testing.assert_close(torch.from_numpy(quantized), module(x)[0].detach())
+
+
 class NoValues(TorchDispatchMode):
     """Refuses operations that ask a tensor for its value, which on a GPU wait for all work before them."""
 
@@ -330,3 +348,24 @@ def test_copies(name):
     for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         for mine, theirs in zip(other.eval()(X, **call), copy.deepcopy(module).eval()(X, **call), strict=True):
             assert torch.equal(mine, theirs)
+
+
+def test_affine_statistics_rest_in_eval_mode(peer):
+    """So that what a row becomes does not depend on the rows encoded before it, as it does in the peer."""
+    same = {}
+    for kind in (peer.VectorQuantize, VectorQuantize):
+        module = kind(**PLAIN, affine_param=True)
+        module(X)
+        first = module.eval()(X)[0]
+        module(3 * X + 1)
+        same[kind] = torch.equal(module(X)[0], first)
+    assert same == {peer.VectorQuantize: False, VectorQuantize: True}
+
+
+def test_noise_of_diveq_is_for_training(peer):
+    same = {}
+    for kind in (peer.ResidualVQ, ResidualVQ):
+        module = kind(**STACK, diveq=True, threshold_ema_dead_code=1).eval()
+        quantized, indices, _ = module(X)
+        same[kind] = torch.equal(quantized, module.get_output_from_indices(indices))
+    assert same == {peer.ResidualVQ: False, ResidualVQ: True}
