@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -151,8 +153,8 @@ class AttentionVQ(ChannelGroups):
     def _initialise_(self, rows: Tensor, mask: Tensor | None) -> None:
         if self._initted or self.init is None:
             return
-        usable: Tensor | None = rows.isfinite().all(-1).all(0)
-        usable = usable if mask is None else usable & mask
+        finite = rows.isfinite().all(-1).all(0)
+        usable: Tensor | None = finite if mask is None else finite & mask
         together = distributed.world_size() > 1
         if together:
             rows, usable = distributed.gather_rows(rows, usable, ROWS_OF_ALL_RANKS), None
@@ -220,7 +222,8 @@ class ResidualAttentionVQ(nn.Module):
         if self.training and self.dropout is not None:
             rows = (1, shape[0]) if len(shape) == 1 else (shape[0], shape[1:].numel())
             taken = self.dropout(rows, self.num_quantizers, x.device).expand(rows).reshape(shape)
-        residual, total, loss, weight = x, torch.zeros_like(x), x.new_zeros((), dtype=torch.float32), 0.0
+        residual, total, loss = x, torch.zeros_like(x), x.new_zeros((), dtype=torch.float32)
+        weight: Tensor | float = 0.0
         indices = []
         for number, stage in enumerate(self.stages):
             valid = mask
@@ -237,7 +240,8 @@ class ResidualAttentionVQ(nn.Module):
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x and mask as for forward -> indices (*R, Q)."""
         residual, indices = x, []
-        for stage in self.stages:
+        stages: Any = self.stages
+        for stage in stages:
             indices.append(stage.encode(residual, mask))
             residual = residual - stage.decode(indices[-1]).to(x.dtype)
         return torch.stack(indices, dim=-1)
@@ -246,10 +250,9 @@ class ResidualAttentionVQ(nn.Module):
         """indices (*R, Q) -> quantized, channels on ``channel_dim``; -1 adds nothing."""
         if indices.shape[-1] != self.num_quantizers:
             raise ValueError(f"indices must be (*R, {self.num_quantizers}), got shape {tuple(indices.shape)}")
-        total = self.stages[0].decode(indices[..., 0])
-        for number, stage in enumerate(self.stages[1:], 1):
-            total = total + stage.decode(indices[..., number])
-        return total
+        stages: Any = self.stages
+        parts = [stage.decode(part) for stage, part in zip(stages, indices.unbind(-1), strict=True)]
+        return torch.stack(parts).sum(0)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ quantizers exports alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ class Encode(nn.Module):
         self.quantizer = quantizer
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.quantizer.encode(x)  # type: ignore[operator,no-any-return]
+        return self.quantizer.encode(x)  # type: ignore[operator]
 
 
 class Decode(nn.Module):
@@ -37,7 +36,7 @@ class Decode(nn.Module):
         self.quantizer = quantizer
 
     def forward(self, indices: Tensor) -> Tensor:
-        return self.quantizer.decode(indices)  # type: ignore[operator,no-any-return]
+        return self.quantizer.decode(indices)  # type: ignore[operator]
 
 
 def export(
@@ -74,7 +73,7 @@ def export(
     return program
 
 
-def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
+def decompositions() -> Any:
     """The ops of a search and a look-up in plain torch, for ``ExportedProgram.run_decompositions``."""
     table = torch.export.default_decompositions()
     ops = torch.ops.fastvq
@@ -85,7 +84,7 @@ def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
     aten: Any = torch.ops.aten
     table[aten.__lshift__.Tensor] = lambda x, places: x * 2**places
     table[aten.__rshift__.Tensor] = lambda x, places: x // 2**places
-    return table  # type: ignore[no-any-return]
+    return table
 
 
 def _nearest(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -127,7 +128,8 @@ class ProjectedResidualVQ(nn.Module):
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor | list[Tensor]:
         """x and mask as for forward -> indices (*R, Q), or a list of them where there are strides."""
         residual, indices = self._checked(x, mask), []
-        for stage, stride in zip(self.stages, self.strides, strict=True):
+        stages: Any = self.stages
+        for stage, stride in zip(stages, self.strides, strict=True):
             found = stage.encode(_mean_pool(residual, stride), mask)
             quantized = stage.decode(found).to(x.dtype)
             residual = residual - (quantized if stride == 1 else quantized.repeat_interleave(stride, dim=1))
@@ -143,7 +145,8 @@ class ProjectedResidualVQ(nn.Module):
         if not 1 <= len(parts) <= self.num_quantizers:
             raise ValueError(f"indices must be of 1 to {self.num_quantizers} stages, got {len(parts)}")
         total: Tensor | float = 0.0
-        for part, stage, stride in zip(parts, self.stages, self.strides, strict=False):
+        stages: Any = self.stages
+        for part, stage, stride in zip(parts, stages, self.strides, strict=False):
             quantized = torch.where((part >= 0).unsqueeze(-1), stage.decode(part), 0)
             total = total + (quantized if stride == 1 else quantized.repeat_interleave(stride, dim=1))
         assert isinstance(total, Tensor)

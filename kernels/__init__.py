@@ -16,7 +16,7 @@ if __name__ != "fastvq.kernels":
         _spec.loader.exec_module(sys.modules[__name__])
     else:
         del __file__
-        __path__: list[str] = []
+        globals()["__path__"] = []
 
         def __getattr__(name: str) -> object:
             raise AttributeError(f"import this package as 'fastvq.kernels', not as {__name__!r}: it has no {name}")

@@ -72,7 +72,7 @@ def swap(model: nn.Module) -> SwapReport:
         handler = next((h for h in HANDLERS if like(module, h.names, h.attributes)), None)
         if handler is not None:
             fuse(module, handler)
-            report.swapped.append(Swapped(name, kind, handler.__doc__.split("\n")[0].rstrip(".")))
+            report.swapped.append(Swapped(name, kind, (handler.__doc__ or "").split("\n")[0].rstrip(".")))
         elif any(word in kind.lower() for word in SUSPECT):
             report.left.append(Left(name, kind, _reason(module)))
     return report

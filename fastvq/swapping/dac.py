@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
-from .fusing import Fused, Memory
+from .fusing import Fused, Memory, matching, wide
 
 
 class DacStage(Fused):
@@ -28,10 +28,8 @@ class DacStage(Fused):
 
     def decode_latents(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """(B, D, T) -> the codes (B, D, T), at their own length, and indices (B, T)."""
-        codes = self.codebook.weight.detach()
-        codes = codes if codes.dtype == torch.float64 else codes.float()
-        rows = latents.detach().mT
-        rows = rows.to(codes.dtype) if (rows.dtype == torch.float64) != (codes.dtype == torch.float64) else rows
+        codes = wide(self.codebook.weight)
+        rows = matching(latents, codes).mT
         indices = F.nearest(rows.unsqueeze(0), codes.unsqueeze(0), metric="cosine").indices[0]
         return self.codebook(indices).mT, indices
 
@@ -60,13 +58,16 @@ class DacStack(Fused):
         stages: list[Any] = list(self.quantizers)
         graph = torch.is_grad_enabled() and (z.requires_grad or stages[0].codebook.weight.requires_grad)
         if self.training or graph or not _alike(stages):
-            return super().forward(z, n_quantizers)  # type: ignore[misc,no-any-return]
+            return super().forward(z, n_quantizers)  # type: ignore[misc]
         weights = [w for s in stages for p in (s.in_proj, s.out_proj) for w in p.parameters()]
         plan: Plan = self.__dict__.setdefault("_memory", Memory())(weights, lambda: _plan(stages))
         number = len(stages) if n_quantizers is None else max(1, min(int(n_quantizers), len(stages)))
         dim = plan.offsets.shape[1]
         inner = (plan.inward[: number * dim] @ z).mT  # (B, T, Q D)
-        latents, codes, found, loss = [], [], [], z.new_zeros(())
+        latents: list[Tensor] = []
+        codes: list[Tensor] = []
+        found: list[Tensor] = []
+        loss = z.new_zeros(())
         for i, stage in enumerate(stages[:number]):
             rows = inner[..., i * dim : (i + 1) * dim] + plan.offsets[i]
             if codes:
@@ -103,7 +104,7 @@ def _weight(projection: Any) -> Tensor:
     if hasattr(projection, "weight_g"):
         v, g = projection.weight_v.double(), projection.weight_g.double()
         return (v * (g / v.norm(dim=(1, 2), keepdim=True))).squeeze(-1)
-    return projection.weight.double().squeeze(-1)  # type: ignore[no-any-return]
+    return projection.weight.double().squeeze(-1)
 
 
 @torch.no_grad()

@@ -8,26 +8,23 @@ import torch
 from torch import Tensor
 
 from .. import functional as F
-from .fusing import Fused
+from .fusing import Fused, matching, wide
 
 
 class EMAReset(Fused):
     """``quantize``: rows (N, C) -> (N,), from ``codebook`` (K, C); ``update_codebook`` without a one-hot matrix."""
 
-    names = ("QuantizeEMAReset", "QuantizeEMA", "QuantizeReset", "Quantizer")
-    attributes = ("quantize", "codebook", "nb_code", "code_dim", "init_codebook")
+    names: tuple[str, ...] = ("QuantizeEMAReset", "QuantizeEMA", "QuantizeReset", "Quantizer")
+    attributes: tuple[str, ...] = ("quantize", "codebook", "nb_code", "code_dim", "init_codebook")
     codebook: Tensor
     training: bool
 
     def quantize(self, x: Tensor, sample_codebook_temp: float = 0.0, **others: Any) -> Tensor:
         if self.training and sample_codebook_temp:
             # Codes are drawn at random: that needs every score.
-            return super().quantize(x, sample_codebook_temp, **others)  # type: ignore[misc,no-any-return]
-        codes = self.codebook.detach()
-        codes = codes if codes.dtype == torch.float64 else codes.float()
-        rows = x.detach()
-        rows = rows.to(codes.dtype) if (rows.dtype == torch.float64) != (codes.dtype == torch.float64) else rows
-        return F.nearest(rows, codes).indices
+            return super().quantize(x, sample_codebook_temp, **others)  # type: ignore[misc]
+        codes = wide(self.codebook)
+        return F.nearest(matching(x, codes), codes).indices
 
 
 class UpdatedEMAReset(EMAReset):

@@ -6,35 +6,25 @@ one-hot matrix; a stack outside training becomes one search for all its stages.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import functional as F
-from .fusing import Fused, Memory, Stack, like
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+from .fusing import Fused, Memory, Stack, matching, wide
 
 
 class EuclideanCodebook(Fused):
     """``quantize``: rows (N, D) -> (N,) int64, from ``embed`` (K, D)."""
 
-    names = ("EuclideanCodebook", "EncodecEuclideanCodebook", "MimiEuclideanCodebook")
-    attributes = ("quantize", "embed", "codebook_size")
+    names: tuple[str, ...] = ("EuclideanCodebook", "EncodecEuclideanCodebook", "MimiEuclideanCodebook")
+    attributes: tuple[str, ...] = ("quantize", "embed", "codebook_size")
     embed: Tensor
 
     def quantize(self, x: Tensor) -> Tensor:
-        codes = _wide(self.embed.detach())
-        return F.nearest(x.detach().to(codes.dtype) if codes.dtype == torch.float64 else _single(x), codes).indices
-
-
-def _single(x: Tensor) -> Tensor:
-    """Rows beside float32 codes."""
-    return x.detach().float() if x.dtype == torch.float64 else x.detach()
+        codes = wide(self.embed)
+        return F.nearest(matching(x, codes), codes).indices
 
 
 class TrainableCodebook(EuclideanCodebook):
@@ -64,8 +54,8 @@ class TrainableCodebook(EuclideanCodebook):
             module.expire_codes_(rows)
             with torch.no_grad():
                 sums, counts = F.segment_sum(rows.to(self.embed.dtype), flat, self.codebook_size)
-                state = (self.embed, self.embed_avg, self.cluster_size)
-                F.ema_update_(*(s.data for s in state), sums, counts, decay=self.decay, eps=self.epsilon)
+                embed, average, size = self.embed.data, self.embed_avg.data, self.cluster_size.data
+                F.ema_update_(embed, average, size, sums, counts, decay=self.decay, eps=self.epsilon)
         return quantized, flat.view(x.shape[:-1])
 
 
@@ -89,9 +79,7 @@ class Stacked(Fused):
 
     def _search(self, x: Tensor, number: int) -> Tensor:
         codes = self._codes(number)
-        rows = x.detach().mT.unsqueeze(0)
-        rows = rows.to(codes.dtype) if (rows.dtype == torch.float64) != (codes.dtype == torch.float64) else rows
-        indices = F.residual_nearest(rows, codes).indices[0]
+        indices = F.residual_nearest(matching(x, codes).mT.unsqueeze(0), codes).indices[0]
         return indices.permute(2, 0, 1)
 
     def _sum(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
@@ -100,14 +88,9 @@ class Stacked(Fused):
         return F.lookup(indices.permute(1, 2, 0).unsqueeze(0), codes)[0].mT.to(dtype)
 
 
-def _holders(layers: Sequence[nn.Module] | nn.ModuleList) -> list[nn.Module]:
+def _holders(layers: nn.ModuleList) -> list[Any]:
     """The modules with ``embed``, one for each layer."""
-    return [getattr(layer, "codebook" if like_layer(layer, "codebook") else "_codebook") for layer in layers]
-
-
-def like_layer(layer: nn.Module, name: str) -> bool:
-    """Whether a layer keeps its codebook under this name."""
-    return isinstance(layer._modules.get(name), nn.Module)
+    return [layer._modules.get("codebook") or layer._modules["_codebook"] for layer in layers]
 
 
 class EncodecStack(Stacked):
@@ -122,7 +105,7 @@ class EncodecStack(Stacked):
         return self._search(embeddings, min(number, len(self.layers)))
 
     def decode(self, codes: Tensor) -> Tensor:
-        return self._sum(codes, _holders(self.layers)[0].embed.dtype)  # type: ignore[arg-type]
+        return self._sum(codes, _holders(self.layers)[0].embed.dtype)
 
 
 class MimiStack(Stacked):
@@ -135,12 +118,12 @@ class MimiStack(Stacked):
     num_quantizers: int
 
     def _codes(self, number: int) -> Tensor:
-        holders: list[Any] = _holders(self.layers)
+        holders = _holders(self.layers)
         memory = self.__dict__.setdefault("_memory", Memory())
 
         def codes() -> Tensor:
             parts = [h.embed_sum / h.cluster_usage.clamp(min=h.epsilon)[:, None] for h in holders]
-            return _wide(torch.stack(parts)).detach().unsqueeze(0)
+            return wide(torch.stack(parts)).unsqueeze(0)
 
         found: Tensor = memory([t for h in holders for t in (h.embed_sum, h.cluster_usage)], codes)
         return found[:, :number]
@@ -155,9 +138,9 @@ class MimiStack(Stacked):
         return self._search(embeddings, min(number, len(self.layers)))
 
     def decode(self, codes: Tensor) -> Tensor:
-        holders: list[Any] = _holders(self.layers)
+        holders = _holders(self.layers)
         quantized = self._sum(codes.transpose(0, 1), holders[0].embed_sum.dtype)
-        return quantized if self.output_proj is None else self.output_proj(quantized)  # type: ignore[no-any-return]
+        return quantized if self.output_proj is None else self.output_proj(quantized)
 
 
 class AudiocraftStack(Stacked):
@@ -173,18 +156,15 @@ class AudiocraftStack(Stacked):
 
     def encode(self, x: Tensor, n_q: int | None = None) -> Tensor:
         if not self._plain():
-            return super().encode(x, n_q)  # type: ignore[misc,no-any-return]
+            return super().encode(x, n_q)  # type: ignore[misc]
         return self._search(x, min(n_q or len(self.layers), len(self.layers)))
 
     def decode(self, q_indices: Tensor) -> Tensor:
         if not self._plain():
-            return super().decode(q_indices)  # type: ignore[misc,no-any-return]
-        return self._sum(q_indices, _holders(self.layers)[0].embed.dtype)  # type: ignore[arg-type]
+            return super().decode(q_indices)  # type: ignore[misc]
+        return self._sum(q_indices, _holders(self.layers)[0].embed.dtype)
 
 
 def handlers() -> tuple[type[Fused], ...]:
     """What is tried on a module, in this order."""
     return EncodecStack, MimiStack, AudiocraftStack, TrainableCodebook, EuclideanCodebook
-
-
-__all__ = ["handlers", "like"]

@@ -7,7 +7,6 @@ Parameters, buffers, state-dict keys, hooks, ``isinstance`` and other references
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -29,11 +28,15 @@ class Fused:
         return _rebuild, (type(self).__mro__[1], self.original), self.__dict__
 
 
-@cache
-def fused_class(mixin: type[Fused], original: type[nn.Module]) -> type[nn.Module]:
+_CLASSES: dict[tuple[type[Fused], type[nn.Module]], Any] = {}
+
+
+def fused_class(mixin: type[Fused], original: type[nn.Module]) -> Any:
     """The subclass of both, made once."""
-    name = f"Fused{original.__name__}"
-    return type(name, (mixin, original), {"original": original, "__module__": original.__module__})
+    if (mixin, original) not in _CLASSES:
+        members = {"original": original, "__module__": original.__module__}
+        _CLASSES[mixin, original] = type(f"Fused{original.__name__}", (mixin, original), members)
+    return _CLASSES[mixin, original]
 
 
 def _rebuild(mixin: type[Fused], original: type[nn.Module]) -> nn.Module:
@@ -53,13 +56,26 @@ def restore(module: nn.Module) -> None:
     forget = getattr(module, "_forget", None)
     if forget is not None:
         forget()
-    module.__class__ = module.original
+    kind: Any = module.original
+    module.__class__ = kind
 
 
 def like(module: nn.Module, names: Sequence[str], attributes: Sequence[str]) -> bool:
     """Whether a module is of a class of one of these names, or derives from one, and has these attributes."""
     kinds = {kind.__name__ for kind in type(module).__mro__}
     return not kinds.isdisjoint(names) and all(hasattr(module, name) for name in attributes)
+
+
+def wide(codes: Tensor) -> Tensor:
+    """Codes as the search takes them, detached: float64, or else float32."""
+    codes = codes.detach()
+    return codes if codes.dtype == torch.float64 else codes.float()
+
+
+def matching(rows: Tensor, codes: Tensor) -> Tensor:
+    """Rows as the search takes them beside these codes, detached: float64 exactly where the codes are."""
+    rows = rows.detach()
+    return rows.to(codes.dtype) if (rows.dtype == torch.float64) != (codes.dtype == torch.float64) else rows
 
 
 class Stack:
@@ -77,8 +93,7 @@ class Stack:
         tensors = [getattr(holder, name) for holder in holders]
         first = tensors[0]
         if first.dtype not in (torch.float32, torch.float64) or torch.compiler.is_compiling() or first.is_inference():
-            wide = first.dtype if first.dtype == torch.float64 else torch.float32
-            return torch.stack([tensor.detach() for tensor in tensors]).to(wide).unsqueeze(0)
+            return wide(torch.stack([tensor.detach() for tensor in tensors])).unsqueeze(0)
         codes, size = self._codes, first.numel() * first.element_size()
         if (
             codes is None
