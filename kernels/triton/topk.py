@@ -203,7 +203,8 @@ def topk_search_kernel(
             b_code = tl.broadcast_to((k0 + o_k)[None, :], [BN, BK])
             tl.store(p_list[:, None] + b_place, b_code, mask=m_candidate & (b_place < LISTED))
             b_count += tl.sum(b_hits, 1)
-    m_usable = is_finite(b_slack) & is_finite(b_square) & (b_threshold < float("inf"))
+    # Fewer than asked for: not so many are finite, or without slack the passes disagree.
+    m_usable = is_finite(b_slack) & is_finite(b_square) & (b_threshold < float("inf")) & (b_count >= topk)
     b_count = tl.where(m_usable, b_count, LISTED + 1)
     tl.store(counts + o_row * groups + group, tl.where(m_valid, b_count, 0), mask=m_row)
 
