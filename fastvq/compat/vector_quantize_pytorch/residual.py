@@ -299,6 +299,11 @@ class ResidualVQ(nn.Module):
         """The codes (B, N, q) that a beam search chooses; None without beams, or before k-means made codes."""
         if beam == 1:
             return None
+        if self.training and self.stages()[0].in_place_codebook_optimizer is not None:
+            raise ValueError(
+                "beam_size excludes in_place_codebook_optimizer in training, whose step changes the best codes; pass "
+                "beam_size=1 with eval_beam_size"
+            )
         stages = self.stages()[: None if depth is None else int(depth)]
         if not all(layer._codebook.begun() for layer in stages):
             return None

@@ -94,7 +94,7 @@ def quantize_stacks(
     taken = depth if isinstance(depth, int) else stages
     stacks = [stack[:taken] for stack in stacks]
     first, training = stacks[0][0], stacks[0][0].training
-    x = first._codebook.cast(x)
+    dtype, x = x.dtype, first._codebook.cast(x)
     codebooks, sizes = packed(stacks)
     frozen = codebooks.detach()
     if chosen is None:
@@ -104,7 +104,6 @@ def quantize_stacks(
         indices = chosen[..., :taken]
         quantized, errors = _retraced(x.detach(), indices, frozen)
 
-    losses = errors.new_zeros(indices.shape[0], taken)
     freeze = first.freeze_codebook if options.freeze is None else options.freeze
     how = StackGradients(
         rotate=bool(first.rotation_trick),
@@ -112,26 +111,24 @@ def quantize_stacks(
         to_rows=1.0,
         to_codes=float(first.learnable_codebook and not freeze),
     )
-    weight = first.commitment_weight if first.has_commitment_loss else 0.0
+    weight = first.commitment_weight if first.has_commitment_loss else float(not training)
     to_rows = training and x.requires_grad and first.route_gradients_to_input
-    passed, means = quantized, losses
     if training and (to_rows or weight > 0):
-        passed, means = stack_pass(x, codebooks if how.to_codes else frozen, indices, quantized, errors, how)
-    if to_rows:
-        quantized = passed
-    elif codebooks.requires_grad and torch.is_grad_enabled():
-        quantized = (F.lookup(indices, codebooks) + torch.where(quantized.isnan(), quantized, 0)).to(x.dtype)
-    if weight > 0 and (training or chosen is not None):
-        losses = weight * means if training else weight * _means(errors, indices, x.shape[-1])
-    elif chosen is not None and not training:
-        losses = _means(errors, indices, x.shape[-1])
+        source = codebooks if how.to_codes else frozen
+        passed, means = stack_pass(x, source, indices, quantized, errors, how)
+    else:
+        passed, means = quantized, _means(errors, indices, x.shape[-1])
+    # In eval mode only beams have losses.
+    losses = weight * means if training or chosen is not None else torch.zeros_like(means)
+    if not to_rows and codebooks.requires_grad and torch.is_grad_enabled():
+        passed = (F.lookup(indices, codebooks) + torch.where(quantized.isnan(), quantized, 0)).to(x.dtype)
     if training and not freeze:
         _update(stacks, x.detach(), indices, frozen, options.shared, depth if isinstance(depth, Tensor) else None)
     missing = stages - taken
     if missing:
         indices = nn.functional.pad(indices, (0, missing), value=-1)
         losses = nn.functional.pad(losses, (0, missing))
-    return quantized, indices, losses
+    return passed.to(dtype), indices, losses
 
 
 def _means(errors: Tensor, indices: Tensor, dim: int) -> Tensor:
