@@ -69,7 +69,10 @@ def test_state_stays_float32(peer, dtype, learned):
     assert stack.codebooks.dtype == torch.float32
     assert stack(X.to(dtype))[0].dtype == dtype
     assert VectorQuantize(**PLAIN).double()._codebook.embed.dtype == torch.float64
-    assert VectorQuantize(**PLAIN).double()(X.double())[0].dtype == torch.float64
+    for module in (VectorQuantize(**PLAIN), ResidualVQ(**STACK), GroupedResidualVQ(**STACK, groups=2)):
+        assert module(X.double())[0].dtype == torch.float64
+        assert module.double()(X.double())[0].dtype == torch.float64
+        assert module(X)[0].dtype == torch.float32
 
 
 def test_autocast_changes_no_code():

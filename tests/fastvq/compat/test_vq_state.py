@@ -203,6 +203,14 @@ def test_calls_that_are_refused(options, x, call, message):
         VectorQuantize(**PLAIN)(torch.randn(4, 5, 16), mask=torch.ones(4, 5))
 
 
+def test_beams_and_an_in_place_optimizer():
+    options = {**LEARNED, "in_place_codebook_optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}
+    stack = ResidualVQ(**STACK, **options, beam_size=2)
+    with pytest.raises(ValueError, match="beam_size=1 with eval_beam_size"):
+        stack(torch.randn(4, 5, 16))
+    assert stack.eval()(torch.randn(4, 5, 16))[1].shape == (4, 5, 3)
+
+
 def test_k_means_before_a_trace():
     vq = VectorQuantize(**PLAIN, kmeans_init=True).eval()
     with pytest.raises(Exception, match="kmeans_init has had no batch yet"):
