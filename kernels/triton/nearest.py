@@ -264,7 +264,10 @@ def nearest(
     """See :func:`fastvq.kernels.reference.nearest`.
 
     ``precision="fast"`` takes the best score of the float16 pieces as it is: it may return a code whose distance
-    exceeds the least one by the rounding error of the score (about 2^-14 of |x - mu| |c - mu| at D = 64).
+    exceeds the least one by the rounding error of the score (about 2^-14 of |x - mu| |c - mu| at D = 64). Of 10 011
+    rows of ``benchmarks.exactness triton --part 53``, under the interpreter, none differed of normal data, with or
+    without an offset or codes that are means of rows, 0.9 % where integers tie, and 13 and 17 % where one code is a
+    million times longer than the others or lengths range over 2^80.
     """
     groups, outer, inner, _ = x.shape
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
