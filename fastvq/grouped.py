@@ -12,7 +12,7 @@ from . import validation as check
 from .channels import ChannelGroups
 from .codebook import Codebook
 from .estimators import Estimator, GumbelSoftmax, StraightThrough, is_random
-from .losses import Regulariser, codebook_loss, commitment_loss
+from .losses import Regulariser, codebook_loss, commitment_loss, straight_through_commitment
 from .rules import CodebookRules, Learned
 
 
@@ -127,19 +127,27 @@ class GroupedVQ(ChannelGroups):
         if self.training:
             self.codebooks.initialise_(rows, mask)
         indices, distances, relaxed = self._choose(rows, mask)
-        codes, valid = self.codebooks.lookup(indices), None
+        valid = lost = None
         if self._may_have_holes(indices):
             # A row that is not finite has no code, and NaN is what its quantized row becomes.
             valid = indices >= 0
             lost = ~valid if mask is None else ~valid & mask
-            codes = torch.where(lost.unsqueeze(-1), float("nan"), codes)
-        if distances is None:
-            distances = (rows.detach().to(codes.dtype) - codes.detach()).square().sum(-1)
-        loss = self._loss(rows, indices, codes, distances, valid)
+        estimator = self.estimator if self.training or not is_random(self.estimator) else StraightThrough()
+        if type(estimator) is StraightThrough:
+            quantized, commitment = straight_through_commitment(
+                rows, indices, self.codebook, distances, valid, lost, impl=self.codebooks.impl
+            )
+        else:
+            codes = self.codebooks.lookup(indices)
+            if lost is not None:
+                codes = torch.where(lost.unsqueeze(-1), float("nan"), codes)
+            if distances is None:
+                distances = (rows.detach().to(codes.dtype) - codes.detach()).square().sum(-1)
+            commitment = commitment_loss(rows, codes.detach(), distances, valid)
+            quantized = estimator(rows if relaxed is None else relaxed.to(rows.dtype), codes.to(rows.dtype))
+        loss = self.commitment_weight * commitment + self._other_losses(rows, indices, distances, quantized, valid)
         if self.training:
             self.codebooks.update_(rows.detach(), indices)
-        estimator = self.estimator if self.training or not is_random(self.estimator) else StraightThrough()
-        quantized = estimator(rows if relaxed is None else relaxed.to(rows.dtype), codes.to(rows.dtype))
         return Quantized(self._restore(quantized, shape, mask), self._index_shape(indices, shape), loss)
 
     def _choose(self, rows: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -153,10 +161,15 @@ class GroupedVQ(ChannelGroups):
         indices, distances = books.search(rows.detach(), mask)
         return indices, distances if books.metric == "l2" else None, None
 
-    def _loss(self, rows: Tensor, indices: Tensor, codes: Tensor, distances: Tensor, valid: Tensor | None) -> Tensor:
-        loss = self.commitment_weight * commitment_loss(rows, codes.detach(), distances, valid)
+    def _other_losses(
+        self, rows: Tensor, indices: Tensor, distances: Tensor | None, quantized: Tensor, valid: Tensor | None
+    ) -> Tensor | float:
+        """The codebook loss of learned codes, and the regularisers."""
+        loss: Tensor | float = 0.0
         rule = self.codebooks.rules.update
         if isinstance(rule, Learned) and rule.weight:
+            if distances is None:
+                distances = (rows - quantized).detach().to(self.codebook.dtype).square().sum(-1)
             taken = None if valid is None else valid.unsqueeze(-1)
             stack, found, errors = self.codebook.unsqueeze(1), indices.unsqueeze(-1), distances.unsqueeze(-1)
             pull = codebook_loss(stack, rows.detach(), found, errors, taken, impl=self.codebooks.impl)

@@ -50,6 +50,74 @@ def commitment_loss(x: Tensor, quantized: Tensor, distances: Tensor, valid: Tens
     return loss
 
 
+class _PassAndCommit(torch.autograd.Function):
+    """Codes, gradients straight through, and the commitment loss, in one; see :func:`straight_through_commitment`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        indices: Tensor,
+        codebook: Tensor,
+        distances: Tensor | None,
+        valid: Tensor | None,
+        lost: Tensor | None,
+        impl: str,
+    ) -> tuple[Tensor, Tensor]:
+        codes = F.lookup(indices.unsqueeze(-1), codebook.unsqueeze(1), impl=impl)
+        if lost is not None:
+            codes = torch.where(lost.unsqueeze(-1), float("nan"), codes)
+        if distances is None:
+            distances = (x.to(codes.dtype) - codes).square().sum(-1)
+        ctx.number = max(distances.numel(), 1) if valid is None else valid.sum().clamp_min(1)
+        ctx.number = ctx.number * x.shape[-1]
+        if ctx.needs_input_grad[0]:
+            # The codebook is about to move. It is small beside the rows, and to look codes up again is cheaper than
+            # to keep them apart from the result, which a model may write to.
+            ctx.save_for_backward(x, indices, codebook.clone(), valid)
+        ctx.impl = impl
+        distances = distances if valid is None else torch.where(valid, distances, 0)
+        return codes.to(x.dtype), distances.sum() / ctx.number
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        """g + 2 g_loss (x - q) / number, formed in place."""
+        x, indices, codebook, valid = ctx.saved_tensors
+        pull = F.lookup(indices.unsqueeze(-1), codebook.unsqueeze(1), impl=ctx.impl)
+        pull.sub_(x).mul_(-2 * grads[1] / ctx.number)
+        if valid is not None:
+            pull = torch.where(valid.unsqueeze(-1), pull, 0)
+        return pull.add_(grads[0]).to(x.dtype), None, None, None, None, None, None
+
+
+def straight_through_commitment(
+    x: Tensor,
+    indices: Tensor,
+    codebook: Tensor,
+    distances: Tensor | None,
+    valid: Tensor | None = None,
+    lost: Tensor | None = None,
+    *,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """:class:`fastvq.StraightThrough` and :func:`commitment_loss` together, with one tensor of x's size in each pass.
+
+    Args:
+        x: (G, R1, R2, D), gets the gradients of both results.
+        indices: (G, R1, R2). codebook: (G, K, D), gets none.
+        distances: (G, R1, R2), squared Euclidean ones where the search gave them.
+        valid: (G, R1, R2), bool: rows that count for the loss. lost: (G, R1, R2), bool: rows that become NaN.
+        impl: of the look-up.
+
+    Returns:
+        The codes in x's shape and dtype, and a scalar, float32 (float64 for float64).
+    """
+    if not torch.is_grad_enabled():
+        x = x.detach()
+    result: tuple[Tensor, Tensor] = _PassAndCommit.apply(x, indices, codebook.detach(), distances, valid, lost, impl)
+    return result
+
+
 class _ResidualCommitment(torch.autograd.Function):
     """The mean of the errors that the search has already found; see :func:`residual_commitment_loss`."""
 
