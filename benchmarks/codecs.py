@@ -25,7 +25,8 @@ from fastvq.benchmarks.shapes import Shape
 from fastvq.benchmarks.timing import interleave, wall_ms
 
 RESULTS = Path(__file__).resolve().parent / "results" / "cpu" / "codecs.csv"
-SECONDS = 5
+SECONDS = 20  # of latents for the quantizer alone
+HEARD = 5  # of audio for all of encode
 GATED = 4096
 
 
@@ -60,7 +61,7 @@ def encodec(transformers: Any) -> tuple[Any, Tensor, Tensor, Shape]:
     model = transformers.EncodecModel(transformers.EncodecConfig(target_bandwidths=[24.0])).eval()
     rows = torch.randn(1, 128, GATED)
     fill_stack(model.quantizer, rows.mT.flatten(0, 1), "embed")
-    return model, rows, sound(SECONDS, 24000, 0), Shape("encodec-24khz", G=1, N=SECONDS * 75, K=1024, D=128, Q=32)
+    return model, rows, sound(HEARD, 24000, 0), Shape("encodec-24khz", G=1, N=SECONDS * 75, K=1024, D=128, Q=32)
 
 
 def mimi(transformers: Any) -> tuple[Any, Tensor, Tensor, Shape]:
@@ -70,7 +71,7 @@ def mimi(transformers: Any) -> tuple[Any, Tensor, Tensor, Shape]:
     for stack in (both.semantic_residual_vector_quantizer, both.acoustic_residual_vector_quantizer):
         fill_stack(stack, stack.input_proj(rows).mT.flatten(0, 1), "embed_sum")
     shape = Shape("mimi", G=1, N=SECONDS * 25 // 2, K=2048, D=256, Q=32)
-    return model, rows, sound(SECONDS, 24000, 0), shape
+    return model, rows, sound(HEARD, 24000, 0), shape
 
 
 def dac(transformers: Any) -> tuple[Any, Tensor, Tensor, Shape]:
@@ -81,7 +82,7 @@ def dac(transformers: Any) -> tuple[Any, Tensor, Tensor, Shape]:
     for stage in model.quantizer.quantizers:
         stage.codebook.weight.copy_(drawn(stage.in_proj(residual).mT.flatten(0, 1), 1024))
         residual = residual - stage(residual)[0]
-    return model, rows, sound(SECONDS, 44100, 0), Shape("dac-44khz", G=1, N=SECONDS * 44100 // 512, K=1024, D=8, Q=9)
+    return model, rows, sound(HEARD, 44100, 0), Shape("dac-44khz", G=1, N=SECONDS * 44100 // 512, K=1024, D=8, Q=9)
 
 
 def quantize(model: Any, latents: Tensor) -> Tensor:

@@ -67,7 +67,8 @@ Nearest ask(const Codebook& codebook, Metric metric, bool exact, bool doubles, i
 
 }  // namespace
 
-PreparedSearch::PreparedSearch(const Nearest& asked, int workers) : asked_(asked), isa_(asked.topk > 0 ? kernels().topk : kernels().nearest) {
+PreparedSearch::PreparedSearch(const Nearest& asked, int workers, Buffer* buffer)
+    : asked_(asked), isa_(asked.topk > 0 ? kernels().topk : kernels().nearest) {
   const Codebook& given = asked_.codebook;
   const bool serves = asked_.metric != Metric::cosine && (given.dim_stride == 1 || given.dim == 1) &&
                       (given.code_stride == given.dim || given.codes == 1);
@@ -81,8 +82,8 @@ PreparedSearch::PreparedSearch(const Nearest& asked, int workers) : asked_(asked
   isa_->plan(asked_, asked_.total_rows);
   // Rounding to bfloat16 takes a slack, which makes what "fast" finds exact.
   asked_.exact |= asked_.pairs;
-  memory_ = std::make_unique<Memory>(lay_out(asked_, nullptr));
-  lay_out(asked_, memory_->start());
+  if (!buffer) buffer = &own_;
+  lay_out(asked_, buffer->at_least(lay_out(asked_, nullptr)));
   prepare(asked_, *isa_, workers);
   progress_ = std::make_unique<Memory>(given.groups * static_cast<int64_t>(sizeof(Progress)));
   asked_.progress = reinterpret_cast<Progress*>(progress_->start());
@@ -90,8 +91,8 @@ PreparedSearch::PreparedSearch(const Nearest& asked, int workers) : asked_(asked
 }
 
 PreparedSearch::PreparedSearch(const Codebook& codebook, Metric metric, bool exact, bool doubles, int64_t rows,
-                               int workers)
-    : PreparedSearch(ask(codebook, metric, exact, doubles, rows), workers) {}
+                               int workers, Buffer* buffer)
+    : PreparedSearch(ask(codebook, metric, exact, doubles, rows), workers, buffer) {}
 
 int64_t PreparedSearch::block_rows(int workers) const { return isa_->block_rows(asked_, workers); }
 int64_t PreparedSearch::scratch_bytes(int64_t block) const { return isa_->scratch_bytes(asked_, block); }

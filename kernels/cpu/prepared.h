@@ -21,13 +21,31 @@
 
 namespace fastvq::cpu {
 
+// Memory that searches which follow each other may share.
+class Buffer {
+ public:
+  char* at_least(int64_t bytes) {
+    if (bytes > bytes_) {
+      memory_ = std::make_unique<Memory>(bytes);
+      bytes_ = bytes;
+    }
+    return memory_->start();
+  }
+
+ private:
+  std::unique_ptr<Memory> memory_;
+  int64_t bytes_ = -1;
+};
+
 class PreparedSearch {
  public:
   // Codes (G, K, D) of any strides; `rows` is how many rows a group will be asked for in all, and decides whether
-  // codes are worth packing. Runs on torch's threads, serially from within a task.
-  PreparedSearch(const Codebook& codebook, Metric metric, bool exact, bool doubles, int64_t rows, int workers);
+  // codes are worth packing. Runs on torch's threads, serially from within a task. The memory may be that of a search
+  // which is no longer used.
+  PreparedSearch(const Codebook& codebook, Metric metric, bool exact, bool doubles, int64_t rows, int workers,
+                 Buffer* buffer = nullptr);
   // The same for given rows, mask and results.
-  PreparedSearch(const Nearest& asked, int workers);
+  PreparedSearch(const Nearest& asked, int workers, Buffer* buffer = nullptr);
 
   int64_t block_rows(int workers) const;       // rows at a time that make good use of the caches
   int64_t scratch_bytes(int64_t block) const;  // of one task, 64-byte aligned
@@ -41,7 +59,8 @@ class PreparedSearch {
  private:
   Nearest asked_;
   const NearestKernels* isa_;
-  std::unique_ptr<Memory> memory_, progress_;
+  Buffer own_;
+  std::unique_ptr<Memory> progress_;
 };
 
 }  // namespace fastvq::cpu

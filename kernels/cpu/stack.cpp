@@ -48,6 +48,22 @@ class WholeCodes {
   std::unique_ptr<Memory> memory_;
 };
 
+int64_t size_of(const ResidualNearest& call, int64_t stage) {
+  return call.sizes ? call.sizes[stage] : call.codebooks.codes;
+}
+
+Codebook codebook_of(const ResidualNearest& call, int64_t stage) {
+  const CodeStack& stack = call.codebooks;
+  const int64_t offset = stage * stack.stage_stride * (stack.is_double ? 8 : 4);
+  return {static_cast<const char*>(stack.data) + offset,
+          stack.groups,
+          size_of(call, stage),
+          stack.dim,
+          stack.group_stride,
+          stack.code_stride,
+          stack.dim_stride};
+}
+
 // The search of every stage. Stages that share a codebook share its preparation.
 class PreparedStages {
  public:
@@ -59,15 +75,8 @@ class PreparedStages {
         for (int64_t earlier = 0; earlier < stage && !of_stage_[stage]; ++earlier)
           if (size_of(call, earlier) == size) of_stage_[stage] = of_stage_[earlier];
       if (of_stage_[stage]) continue;
-      const int64_t offset = stage * stack.stage_stride * (stack.is_double ? 8 : 4);
-      const Codebook codebook{static_cast<const char*>(stack.data) + offset,
-                              stack.groups,
-                              size,
-                              stack.dim,
-                              stack.group_stride,
-                              stack.code_stride,
-                              stack.dim_stride};
-      prepared_.emplace_back(codebook, Metric::l2, call.exact, stack.is_double, call.x.rows(), workers);
+      prepared_.emplace_back(codebook_of(call, stage), Metric::l2, call.exact, stack.is_double, call.x.rows(),
+                             workers);
       of_stage_[stage] = &prepared_.back();
     }
   }
@@ -86,10 +95,6 @@ class PreparedStages {
   }
 
  private:
-  static int64_t size_of(const ResidualNearest& call, int64_t stage) {
-    return call.sizes ? call.sizes[stage] : call.codebooks.codes;
-  }
-
   std::deque<PreparedSearch> prepared_;
   std::vector<const PreparedSearch*> of_stage_;
 };
@@ -123,21 +128,85 @@ int64_t part_count(const ResidualNearest& call, int64_t step, int workers) {
   return ceil_div(round_up(parts * groups, workers), groups);
 }
 
+// Takes the rows of a part, at the start of what is left of them, through one stage.
+void search_stage(const ResidualNearest& call, const ResidualKernels& isa, const PreparedSearch& search, int64_t group,
+                  int64_t stage, int64_t step, char* scratch, int64_t& left, ResidualBlock& own) {
+  const int64_t value = call.codebooks.is_double ? 8 : 4;
+  while (left > 0 && own.depths[left - 1] <= stage) --left;
+  for (int64_t r = 0; r < left; r += step) {
+    const int64_t end = r + step < left ? r + step : left;
+    const char* from = static_cast<const char*>(own.rows) + r * own.row_stride * value;
+    search.search(from, own.row_stride, end - r, group, step, scratch, own.codes + r,
+                  static_cast<char*>(own.errors) + r * value);
+    isa.advance(call, group, stage, r, end, own);
+  }
+  own.rows = own.residuals;
+  own.row_stride = call.x.dim;
+}
+
+// Whether the codes of all stages are many and the rows few: then most of the time goes into preparing codes, and all
+// rows pass a stage before the next one's codes take the place of its own in the cache.
+bool few_rows(const ResidualNearest& call) {
+  constexpr int64_t CODE_BYTES = 2 << 20, ROW_BYTES = 2 << 20;
+  const CodeStack& stack = call.codebooks;
+  const int64_t row_bytes = stack.groups * stack.dim * (stack.is_double ? 8 : 4);
+  return stack.stage_stride != 0 && !call.sizes && row_bytes * stack.codes * stack.stages > CODE_BYTES &&
+         row_bytes * call.x.rows() <= ROW_BYTES;
+}
+
+void stage_by_stage(ResidualNearest& call, int workers) {
+  struct Part {
+    ResidualBlock block;
+    int64_t count, left;
+  };
+  const ResidualKernels& isa = *kernels().residual;
+  const CodeStack& stack = call.codebooks;
+  const int64_t rows = call.x.rows(), groups = call.x.groups;
+  const int64_t parts = ceil_div(round_up(groups, workers), groups), block = ceil_div(rows, parts);
+  ResidualBlock measured;
+  const int64_t bytes = lay_out(measured, nullptr, call, block);
+  const Memory blocks(parts * groups * bytes);
+  std::vector<Part> all(parts * groups);
+  run_tasks(parts * groups, workers, [&](int64_t task, int) {
+    Part& part = all[task];
+    lay_out(part.block, blocks.start() + task * bytes, call, block);
+    const int64_t first = task / groups * block, last = first + block < rows ? first + block : rows;
+    part.count = first < last ? isa.begin(call, task % groups, first, last, part.block) : 0;
+    part.left = part.count;
+  });
+  Buffer codes, scratch;
+  for (int64_t stage = 0; stage < stack.stages; ++stage) {
+    const PreparedSearch search(codebook_of(call, stage), Metric::l2, call.exact, stack.is_double, rows, workers,
+                                &codes);
+    const int64_t most = search.block_rows(workers), step = most < block ? most : block;
+    const int64_t search_bytes = search.scratch_bytes(step);
+    char* const start = scratch.at_least(workers * search_bytes);
+    run_tasks(parts * groups, workers, [&](int64_t task, int worker) {
+      search_stage(call, isa, search, task % groups, stage, step, start + worker * search_bytes, all[task].left,
+                   all[task].block);
+    });
+  }
+  run_tasks(parts * groups, workers, [&](int64_t task, int) {
+    if (all[task].count > 0) isa.finish(call, task % groups, static_cast<int>(all[task].count), all[task].block);
+  });
+}
+
 }  // namespace
 
 void residual_nearest(ResidualNearest& call) {
-  const int64_t rows = call.x.rows(), groups = call.x.groups, dim = call.x.dim;
+  const int64_t rows = call.x.rows(), groups = call.x.groups;
   if (rows == 0 || groups == 0) return;
   const WholeCodes whole(call.codebooks);
   call.codebooks = whole.stack();
   const CodeStack& stack = call.codebooks;
-  const double code_values = double(groups) * double(stack.stages) * double(stack.codes) * double(dim);
+  const double code_values = double(groups) * double(stack.stages) * double(stack.codes) * double(call.x.dim);
   const int workers = workers_for(2 * code_values * double(rows));
+  if (few_rows(call)) return stage_by_stage(call, workers);
   const PreparedStages searches(call, workers);
   const ResidualKernels& isa = *kernels().residual;
 
   const int64_t step = searches.block_rows(workers), parts = part_count(call, step, workers);
-  const int64_t block = ceil_div(rows, parts), value = stack.is_double ? 8 : 4;
+  const int64_t block = ceil_div(rows, parts);
   const int64_t search_bytes = searches.scratch_bytes(step);
   ResidualBlock measured;
   const int64_t bytes = search_bytes + lay_out(measured, nullptr, call, block);
@@ -154,18 +223,8 @@ void residual_nearest(ResidualNearest& call) {
     for (int64_t group = first_group; group < groups && group < first_group + together && first < last; ++group) {
       const int count = isa.begin(call, group, first, last, own);
       int64_t left = count;
-      for (int64_t stage = 0; stage < stack.stages; ++stage) {
-        while (left > 0 && own.depths[left - 1] <= stage) --left;
-        for (int64_t r = 0; r < left; r += step) {
-          const int64_t end = r + step < left ? r + step : left;
-          const char* from = static_cast<const char*>(own.rows) + r * own.row_stride * value;
-          searches[stage].search(from, own.row_stride, end - r, group, step, search_scratch, own.codes + r,
-                                 static_cast<char*>(own.errors) + r * value);
-          isa.advance(call, group, stage, r, end, own);
-        }
-        own.rows = own.residuals;
-        own.row_stride = dim;
-      }
+      for (int64_t stage = 0; stage < stack.stages; ++stage)
+        search_stage(call, isa, searches[stage], group, stage, step, search_scratch, left, own);
       isa.finish(call, group, count, own);
     }
   });

@@ -267,3 +267,20 @@ def test_the_stages_are_those_of_the_search(cpu):
         assert torch.equal(indices[..., stage], index)
         assert torch.equal(errors[..., stage], distance)
     assert torch.equal(quantized, cpu.lookup(indices, codebooks))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 3, 60, 211])
+def test_few_rows_pass_a_stage_together(cpu, dtype, rows):
+    """More codes than the cache holds and few rows, with holes, depths, and rows that are not finite."""
+    x, codebooks = make(rows, 4, 700, 121, dtype)  # 2.7 MB of float32 codes in two groups
+    check(cpu, x, codebooks)
+    random = torch.Generator().manual_seed(rows)
+    stages = torch.randint(-1, 6, x.shape[1:3], generator=random)
+    mask = torch.rand(x.shape[:3], generator=random) < 0.8
+    x = x.clone()
+    x[0, 0, 0, 5] = float("nan")
+    codebooks[1, 2, 17] = float("inf")
+    check(cpu, x, codebooks, None, stages, mask)
+    strided = torch.empty(*x.shape[:-1], 2 * x.shape[-1], dtype=dtype)[..., ::2].copy_(x)
+    check(cpu, strided, codebooks.mT.contiguous().mT)
