@@ -142,12 +142,8 @@ def residual_commitment_loss(
 ) -> Tensor:
     """mean over stages of mean((r_q - sg(c_q))^2), r_q = x - sg(c_1 + ... + c_{q-1}), from the errors of the search.
 
-    The gradient of x is 2 sum_q r_{q+1} over the number of entries. Of a row that takes s stages, and with C the sum
-    of its codes, sum_q r_{q+1} = s x - sum_j (s - j + 1) c_j = s x - sum_j (Q - j + 1) c_j + (Q - s) C, which is one
-    look-up in codebooks scaled by Q - j + 1: no residual is formed again.
-
     Args:
-        x: (G, R1, R2, D), gets the gradient.
+        x: (G, R1, R2, D), gets the gradient, see :func:`pull_of_stages`.
         indices: (G, R1, R2, Q). quantized: (G, R1, R2, D). errors: (G, R1, R2, Q). All of the search.
         codebooks: (G, Q, K, D). impl: of the look-up.
 
@@ -155,25 +151,78 @@ def residual_commitment_loss(
         A scalar, float32 (float64 for float64); stages that a row does not take, and rows that are not finite, count
         for nothing.
     """
-    stages = indices.shape[-1]
-    known = indices.device.type == "cpu" and not torch.compiler.is_compiling()
-    valid = None
-    if not known or bool((indices < 0).any()):
-        valid = (indices >= 0) & ~errors.isnan().any(-1, keepdim=True)
+    valid = taken_stages(indices, errors)
     left = None
     if x.requires_grad and torch.is_grad_enabled():
-        with torch.no_grad():
-            weights = torch.arange(stages, 0, -1, device=x.device, dtype=codebooks.dtype)
-            heavy = F.lookup(indices, codebooks * weights[:, None, None], impl=impl)
-            wide = x.to(codebooks.dtype)
-            if valid is None:
-                left = wide * stages - heavy
-            else:
-                taken = valid.sum(-1, keepdim=True)
-                left = wide * taken - heavy + (stages - taken) * quantized.to(codebooks.dtype)
-                left = torch.where(taken > 0, left, 0)
+        left = pull_of_stages(x, indices, quantized, valid, codebooks, impl=impl)
     loss: Tensor = _ResidualCommitment.apply(x, errors, left, valid)
     return loss
+
+
+class _ResidualPassAndCommit(torch.autograd.Function):
+    """Passes gradients straight through and commits, with one tensor of x's size in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, quantized: Tensor, errors: Tensor, left: Tensor, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        ctx.number = max(errors.numel(), 1) if valid is None else valid.sum().clamp_min(1)
+        ctx.number = ctx.number * x.shape[-1]
+        ctx.save_for_backward(left)
+        errors = errors if valid is None else torch.where(valid, errors, 0)
+        return quantized.clone(), errors.sum() / ctx.number
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None, None]:
+        (left,) = ctx.saved_tensors
+        scale = 2 * grads[1] / ctx.number
+        if left.dtype == grads[0].dtype:
+            return torch.addcmul(grads[0], left, scale), None, None, None, None
+        return (grads[0] + left * scale).to(grads[0].dtype), None, None, None, None
+
+
+def straight_through_residual_commitment(
+    x: Tensor, indices: Tensor, quantized: Tensor, errors: Tensor, codebooks: Tensor, *, impl: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """:class:`fastvq.StraightThrough` and :func:`residual_commitment_loss` together; ``quantized`` is in x's dtype.
+
+    Returns:
+        quantized, with gradients straight through to x, and the loss.
+    """
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return quantized, residual_commitment_loss(x, indices, quantized, errors, codebooks, impl=impl)
+    valid = taken_stages(indices, errors)
+    left = pull_of_stages(x, indices, quantized, valid, codebooks, impl=impl)
+    result: tuple[Tensor, Tensor] = _ResidualPassAndCommit.apply(x, quantized, errors, left, valid)
+    return result
+
+
+def taken_stages(indices: Tensor, errors: Tensor) -> Tensor | None:
+    """Which stages count for a loss, (G, R1, R2, Q) bool; None for all, where asking costs no sync."""
+    known = indices.device.type == "cpu" and not torch.compiler.is_compiling()
+    if known and not bool((indices < 0).any()):
+        return None
+    return (indices >= 0) & ~errors.isnan().any(-1, keepdim=True)
+
+
+@torch.no_grad()
+def pull_of_stages(
+    x: Tensor, indices: Tensor, quantized: Tensor, valid: Tensor | None, codebooks: Tensor, *, impl: str = "auto"
+) -> Tensor:
+    """sum_q r_{q+1}, half of the gradient of x of :func:`residual_commitment_loss` times the number of entries.
+
+    Of a row that takes s stages, and with C the sum of its codes, sum_q r_{q+1} = s x - sum_j (s - j + 1) c_j
+    = s x - sum_j (Q - j + 1) c_j + (Q - s) C, which is one look-up in codebooks scaled by Q - j + 1: no residual is
+    formed again.
+    """
+    stages = indices.shape[-1]
+    weights = torch.arange(stages, 0, -1, device=x.device, dtype=codebooks.dtype)
+    left = F.lookup(indices, codebooks * weights[:, None, None], impl=impl).neg_()
+    if valid is None:
+        return left.add_(x, alpha=stages)
+    taken = valid.sum(-1, keepdim=True)
+    left = left + taken * x.to(codebooks.dtype) + (stages - taken) * quantized.to(codebooks.dtype)
+    return torch.where(taken > 0, left, 0)
 
 
 class _CodebookLoss(torch.autograd.Function):

@@ -12,7 +12,12 @@ from .channels import ChannelGroups
 from .dropout import QuantizeDropout
 from .estimators import Estimator, GumbelSoftmax, StraightThrough, is_random
 from .grouped import Quantized
-from .losses import codebook_loss, residual_commitment_loss
+from .losses import (
+    codebook_loss,
+    residual_commitment_loss,
+    straight_through_residual_commitment,
+    taken_stages,
+)
 from .residual_codebook import ResidualCodebook
 from .rules import CodebookRules, Learned
 
@@ -127,15 +132,25 @@ class GroupedResidualVQ(ChannelGroups):
             self.codebooks.initialise_(rows, mask)
         stages = self._stages(rows, num_quantizers)
         indices, codes, errors = self.codebooks.search(rows.detach(), mask, stages)
-        loss = self._loss(rows, indices, codes, errors)
-        if self.codebooks.codebook.requires_grad and is_random(self.estimator) and self.training:
-            # The same sum of codes, but with gradients to them.
-            looked_up = self.codebooks.lookup(indices)
-            codes = torch.where(codes.isnan(), codes, looked_up)
+        estimator = self.estimator if self.training or not is_random(self.estimator) else StraightThrough()
+        stack, impl = self.codebooks.stack(), self.codebooks.impl
+        if type(estimator) is StraightThrough:
+            quantized, commitment = straight_through_residual_commitment(
+                rows, indices, codes.to(rows.dtype), errors, stack.detach(), impl=impl
+            )
+        else:
+            commitment = residual_commitment_loss(rows, indices, codes, errors, stack.detach(), impl=impl)
+            if stack.requires_grad and is_random(estimator):
+                # The same sum of codes, but with gradients to them.
+                codes = torch.where(codes.isnan(), codes, self.codebooks.lookup(indices))
+            quantized = estimator(rows, codes.to(rows.dtype))
+        loss = self.commitment_weight * commitment
+        rule = self.codebooks.rules.update
+        if isinstance(rule, Learned) and rule.weight:
+            valid = taken_stages(indices, errors)
+            loss = loss + rule.weight * codebook_loss(stack, rows.detach(), indices, errors, valid, impl=impl)
         if self.training:
             self.codebooks.update_(rows.detach(), indices, partial=stages is not None)
-        estimator = self.estimator if self.training or not is_random(self.estimator) else StraightThrough()
-        quantized = estimator(rows, codes.to(rows.dtype))
         return Quantized(self._restore(quantized, shape, mask), self._index_shape(indices, shape), loss)
 
     def _stages(self, rows: Tensor, num_quantizers: int | None) -> Tensor | None:
@@ -148,18 +163,6 @@ class GroupedResidualVQ(ChannelGroups):
         if not self.training or self.dropout is None:
             return None
         return self.dropout(rows.shape[1:3], self.num_quantizers, rows.device)
-
-    def _loss(self, rows: Tensor, indices: Tensor, codes: Tensor, errors: Tensor) -> Tensor:
-        impl = self.codebooks.impl
-        stack = self.codebooks.stack()
-        loss = self.commitment_weight * residual_commitment_loss(
-            rows, indices, codes, errors, stack.detach(), impl=impl
-        )
-        rule = self.codebooks.rules.update
-        if isinstance(rule, Learned) and rule.weight:
-            valid = (indices >= 0) & ~errors.isnan().any(-1, keepdim=True)
-            loss = loss + rule.weight * codebook_loss(stack, rows.detach(), indices, errors, valid, impl=impl)
-        return loss
 
     def encode(
         self,
