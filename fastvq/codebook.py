@@ -9,7 +9,7 @@ from . import distributed, sampling, soft
 from . import functional as F
 from . import validation as check
 from .rules import CodebookRules
-from .state import CodebookState
+from .state import CodebookState, recomputing
 
 
 class Codebook(CodebookState):
@@ -97,7 +97,7 @@ class Codebook(CodebookState):
             x: (G, R1, R2, D). indices: (G, R1, R2), -1 is left out.
         """
         rows, together = x.shape[1] * x.shape[2], self.ranks > 1
-        if not self.follows or (rows == 0 and not together):
+        if not self.follows or recomputing() or (rows == 0 and not together):
             return
         x = self._cast(x)
         x = self.place(x.to(self.codebook.dtype)) if self.unit else x

@@ -11,7 +11,7 @@ from . import distributed, sampling
 from . import functional as F
 from . import validation as check
 from .rules import CodebookRules
-from .state import CodebookState
+from .state import CodebookState, recomputing
 
 
 class ResidualCodebook(CodebookState):
@@ -120,7 +120,7 @@ class ResidualCodebook(CodebookState):
             partial: some stages may have been left out altogether; their statistics then stay as they are.
         """
         rows, together = x.shape[1] * x.shape[2], self.ranks > 1
-        if not self.follows or (rows == 0 and not together):
+        if not self.follows or recomputing() or (rows == 0 and not together):
             return
         x = self._cast(x)
         sums, counts = F.residual_segment_sum(x, indices, self.stack(), impl=self.impl)

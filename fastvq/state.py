@@ -20,6 +20,12 @@ WIDE = (torch.float32, torch.float64)
 ROWS_OF_ALL_RANKS = 1 << 18  # at most so many start a codebook
 
 
+def recomputing() -> bool:
+    """Whether this runs within a backward pass, where gradient checkpointing computes a step of training again: what
+    that step did to the codebook has been done."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() >= 0
+
+
 class CodebookState(nn.Module):
     """Codebooks of K codes of dimension D over leading axes, with the statistics that move them.
 

@@ -138,6 +138,19 @@ def test_gradient_checkpointing(vq):
     assert torch.equal(*grads)
 
 
+def test_gradient_checkpointing_updates_once(vq):
+    """In training the codebook moves in the forward pass, not again where that is repeated for the backward pass."""
+    other = copy.deepcopy(vq)
+    x = torch.randn(4, 9, 6, requires_grad=True)
+    torch.manual_seed(1)
+    vq(x)
+    torch.manual_seed(1)
+    out = checkpoint(other, x, use_reentrant=False)
+    (out.quantized.sum() + out.loss).backward()
+    for name, value in vq.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+
+
 def test_vmap_over_batches(vq):
     """torch.func.vmap over a leading axis gives what a loop over it gives."""
     vq.eval()
