@@ -91,6 +91,8 @@ class AttentionVQ(ChannelGroups):
             TypeError, ValueError: shapes or dtypes that do not fit.
         """
         rows, mask, shape = self._rows(x, mask, lengths, self.codebook)
+        if mask is not None:
+            rows = torch.where(mask.unsqueeze(-1), rows, 0)  # NaN in padding must not reach the weights' gradients
         if self.training:
             self._initialise_(rows, mask)
         queries, keys, values = self._queries(rows), self._keys(), self.value(self.codebook)
@@ -158,7 +160,8 @@ class AttentionVQ(ChannelGroups):
         together = distributed.world_size() > 1
         if together:
             rows, usable = distributed.gather_rows(rows, usable, ROWS_OF_ALL_RANKS), None
-        if rows.shape[1] * rows.shape[2] == 0:
+        known = rows.device.type == "cpu" and not torch.compiler.is_compiling()
+        if rows.shape[1] * rows.shape[2] == 0 or (known and usable is not None and not bool(usable.any())):
             return
         codes = self.init(rows, usable, self.codebook_size)[0].to(self.codebook.dtype)
         if together:

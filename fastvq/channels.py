@@ -72,11 +72,16 @@ class ChannelGroups(nn.Module):
         x = x.movedim(axis, -1)
         shape = x.shape[:-1]
         check.mask_shape(mask, shape)
+        if lengths is not None:
+            check.integer("lengths", lengths)
         check.same_device(x=x, codebook=codebook, mask=mask, lengths=lengths)
         if lengths is not None:
             mask = self._within(lengths, mask, shape)
         if self.check_finite:
             self._raise_unless_finite(x)
+        if mask is not None and not isinstance(self.project_in, nn.Identity):
+            # What stands in padding, NaN too, must not reach the weights' gradients.
+            x = torch.where(mask.expand(shape).unsqueeze(-1), x, 0)
         x = self.project_in(x)
         if self.heads > 1:
             rows = (math.prod(shape), self.heads)

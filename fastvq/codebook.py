@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import distributed, sampling, soft
 from . import functional as F
@@ -67,23 +67,36 @@ class Codebook(CodebookState):
         Returns:
             indices and distances (G, *R); index -1 where masked or not finite.
         """
-        return F.nearest(self._cast(x), self.codebook.detach(), metric=self.metric, mask=mask, impl=self.impl)
+        return F.nearest(self.cast(x), self.codebook.detach(), metric=self.metric, mask=mask, impl=self.impl)
 
     def place(self, x: Tensor) -> Tensor:
         """Rows as the codes lie: on the unit sphere for cosine codebooks that are not learned."""
-        return nn.functional.normalize(x, dim=-1) if self.unit else x
+        return soft.unit(x) if self.unit else x
 
     def sample(
-        self, x: Tensor, mask: Tensor | None, temperature: float, *, relaxed: bool = False
+        self, x: Tensor, mask: Tensor | None, temperature: float, *, relaxed: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Draws codes at random, see :func:`fastvq.soft.sample`. x (G, R1, R2, D), mask (R1, R2) or None."""
+        """Draws codes at random, see :func:`fastvq.soft.sample`.
+
+        Args:
+            x: (G, R1, R2, D). mask: (R1, R2) or None.
+            relaxed: the codes (G, K, D) that a relaxed draw keeps for its backward pass; None for no such draw.
+        """
         valid = None if mask is None else mask.expand(x.shape[:-1])
-        codebook = self.codebook if relaxed else self.codebook.detach()
-        return soft.sample(self._cast(x), codebook, self.metric, temperature, valid, relaxed=relaxed)
+        codebook = self.codebook.detach() if relaxed is None else relaxed
+        return soft.sample(self.cast(x), codebook, self.metric, temperature, valid, relaxed=relaxed is not None)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """(G, *R) indices -> (G, *R, D) codes in the state's dtype; -1 gives zeros."""
         return F.lookup(indices.unsqueeze(-1), self.codebook.unsqueeze(1), impl=self.impl)
+
+    def snapshot(self) -> Tensor:
+        """The codes (G, K, D) as they are, in memory of their own, with gradients to them."""
+        if not torch.compiler.is_compiling():
+            return self.codebook.clone()
+        # A compiler may make a copy again where it is needed, after the codes have moved; a look-up it leaves alone.
+        every = torch.arange(self.codebook_size, device=self.codebook.device).expand(self.groups, 1, -1)
+        return self.lookup(every).squeeze(1)
 
     def _first_codes(self, x: Tensor, usable: Tensor | None) -> Tensor:
         assert self.rules.init is not None
@@ -99,7 +112,7 @@ class Codebook(CodebookState):
         rows, together = x.shape[1] * x.shape[2], self.ranks > 1
         if not self.follows or recomputing() or (rows == 0 and not together):
             return
-        x = self._cast(x)
+        x = self.cast(x)
         x = self.place(x.to(self.codebook.dtype)) if self.unit else x
         sums, counts = F.segment_sum(x, indices, self.codebook_size, impl=self.impl)
         turn = None

@@ -27,6 +27,16 @@ def is_random(estimator: Estimator) -> bool:
     return getattr(estimator, "random", False)
 
 
+def check_estimator(estimator: Estimator | None) -> Estimator:
+    """The estimator, :class:`StraightThrough` for None; raises TypeError for what is none."""
+    if estimator is None:
+        return StraightThrough()
+    if isinstance(estimator, type) or not callable(estimator):
+        given = estimator.__name__ if isinstance(estimator, type) else repr(estimator)
+        raise TypeError(f"estimator must be an estimator such as RotationTrick(), got {given}")
+    return estimator
+
+
 @dataclass(frozen=True)
 class StraightThrough:
     """The gradient passes unchanged (Bengio et al. 2013)."""

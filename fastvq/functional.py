@@ -305,6 +305,9 @@ def ema_update_(
     dead: Tensor = torch.ops.fastvq.ema_update_(
         *tensors, decay, eps, smoothing, normalize, dead_below, relative, impl
     )
+    if not torch.compiler.is_compiling() and not codebook.is_inference():
+        # So that autograd refuses to go back through what was computed from the codes before.
+        torch.autograd.graph.increment_version((codebook, embed_sum, cluster_size))
     return dead.view(cluster_size.shape)
 
 

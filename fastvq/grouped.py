@@ -11,7 +11,7 @@ from torch import Tensor
 from . import validation as check
 from .channels import ChannelGroups
 from .codebook import Codebook
-from .estimators import Estimator, GumbelSoftmax, StraightThrough, is_random
+from .estimators import Estimator, GumbelSoftmax, StraightThrough, check_estimator, is_random
 from .losses import Regulariser, codebook_loss, commitment_loss, straight_through_commitment
 from .rules import CodebookRules, Learned
 
@@ -88,7 +88,7 @@ class GroupedVQ(ChannelGroups):
             channel_dim=channel_dim,
             check_finite=check_finite,
         )
-        self.estimator = StraightThrough() if estimator is None else estimator
+        self.estimator = check_estimator(estimator)
         check.not_negative("commitment_weight", commitment_weight)
         check.not_negative("sample_temperature", sample_temperature)
         self.commitment_weight, self.sample_temperature = commitment_weight, sample_temperature
@@ -126,14 +126,19 @@ class GroupedVQ(ChannelGroups):
         rows = self.codebooks.place(rows)
         if self.training:
             self.codebooks.initialise_(rows, mask)
-        indices, distances, relaxed = self._choose(rows, mask)
+        # What keeps codes for the backward pass keeps these: the codebook itself is about to move.
+        kept = self.codebook
+        if self.training and (self.regularisers or isinstance(self.estimator, GumbelSoftmax)):
+            kept = self.codebooks.snapshot()
+        indices, distances, relaxed = self._choose(rows, mask, kept)
         valid = lost = None
         if self._may_have_holes(indices):
             # A row that is not finite has no code, and NaN is what its quantized row becomes.
             valid = indices >= 0
             lost = ~valid if mask is None else ~valid & mask
         estimator = self.estimator if self.training or not is_random(self.estimator) else StraightThrough()
-        if type(estimator) is StraightThrough:
+        # A compiler may make a copy of the codebook again in the backward pass, from what it has become by then.
+        if type(estimator) is StraightThrough and not torch.compiler.is_compiling():
             quantized, commitment = straight_through_commitment(
                 rows, indices, self.codebook, distances, valid, lost, impl=self.codebooks.impl
             )
@@ -145,16 +150,20 @@ class GroupedVQ(ChannelGroups):
                 distances = (rows.detach().to(codes.dtype) - codes.detach()).square().sum(-1)
             commitment = commitment_loss(rows, codes.detach(), distances, valid)
             quantized = estimator(rows if relaxed is None else relaxed.to(rows.dtype), codes.to(rows.dtype))
-        loss = self.commitment_weight * commitment + self._other_losses(rows, indices, distances, quantized, valid)
+        loss = self.commitment_weight * commitment + self._other_losses(
+            rows, indices, distances, quantized, valid, kept
+        )
         if self.training:
             self.codebooks.update_(rows.detach(), indices)
         return Quantized(self._restore(quantized, shape, mask), self._index_shape(indices, shape), loss)
 
-    def _choose(self, rows: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _choose(
+        self, rows: Tensor, mask: Tensor | None, codebook: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Indices, squared distances where the search gave them, and the relaxed draw where there was one."""
         books = self.codebooks
         if self.training and isinstance(self.estimator, GumbelSoftmax):
-            indices, relaxed = books.sample(rows, mask, self.estimator.temperature, relaxed=True)
+            indices, relaxed = books.sample(rows, mask, self.estimator.temperature, relaxed=codebook)
             return indices, None, relaxed
         if self.training and self.sample_temperature:
             return books.sample(rows.detach(), mask, self.sample_temperature)[0], None, None
@@ -162,7 +171,13 @@ class GroupedVQ(ChannelGroups):
         return indices, distances if books.metric == "l2" else None, None
 
     def _other_losses(
-        self, rows: Tensor, indices: Tensor, distances: Tensor | None, quantized: Tensor, valid: Tensor | None
+        self,
+        rows: Tensor,
+        indices: Tensor,
+        distances: Tensor | None,
+        quantized: Tensor,
+        valid: Tensor | None,
+        codebook: Tensor,
     ) -> Tensor | float:
         """The codebook loss of learned codes, and the regularisers."""
         loss: Tensor | float = 0.0
@@ -172,11 +187,12 @@ class GroupedVQ(ChannelGroups):
                 distances = (rows - quantized).detach().to(self.codebook.dtype).square().sum(-1)
             taken = None if valid is None else valid.unsqueeze(-1)
             stack, found, errors = self.codebook.unsqueeze(1), indices.unsqueeze(-1), distances.unsqueeze(-1)
-            pull = codebook_loss(stack, rows.detach(), found, errors, taken, impl=self.codebooks.impl)
+            wide = self.codebooks.cast(rows.detach())
+            pull = codebook_loss(stack, wide, found, errors.to(stack.dtype), taken, impl=self.codebooks.impl)
             loss = loss + rule.weight * pull
         if self.training:
             for regulariser in self.regularisers:
-                loss = loss + regulariser(rows, self.codebook, self.codebooks.metric, valid)
+                loss = loss + regulariser(rows, codebook, self.codebooks.metric, valid)
         return loss
 
     def encode(self, x: Tensor, mask: Tensor | None = None, *, lengths: Tensor | None = None) -> Tensor:

@@ -77,7 +77,8 @@ class _PassAndCommit(torch.autograd.Function):
             ctx.save_for_backward(x, indices, codebook.clone(), valid)
         ctx.impl = impl
         distances = distances if valid is None else torch.where(valid, distances, 0)
-        return codes.to(x.dtype), distances.sum() / ctx.number
+        # Not a view of what the look-up made: torch lets nobody write to a view that comes out of here.
+        return codes.detach().to(x.dtype), distances.sum() / ctx.number
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:

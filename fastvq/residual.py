@@ -10,7 +10,7 @@ from torch import Tensor
 from . import validation as check
 from .channels import ChannelGroups
 from .dropout import QuantizeDropout
-from .estimators import Estimator, GumbelSoftmax, StraightThrough, is_random
+from .estimators import Estimator, GumbelSoftmax, StraightThrough, check_estimator, is_random
 from .grouped import Quantized
 from .losses import (
     codebook_loss,
@@ -78,8 +78,10 @@ class GroupedResidualVQ(ChannelGroups):
         )
         if isinstance(estimator, GumbelSoftmax):
             raise ValueError("estimator GumbelSoftmax draws one code a row: use it with VectorQuantize or GroupedVQ")
+        if dropout is not None and not isinstance(dropout, QuantizeDropout):
+            raise TypeError(f"dropout must be a QuantizeDropout, got {type(dropout).__name__}: QuantizeDropout(0.5)")
         self.num_quantizers, self.dropout = num_quantizers, dropout
-        self.estimator = StraightThrough() if estimator is None else estimator
+        self.estimator = check_estimator(estimator)
         check.not_negative("commitment_weight", commitment_weight)
         self.commitment_weight = commitment_weight
         self.codebooks = ResidualCodebook(
@@ -148,7 +150,8 @@ class GroupedResidualVQ(ChannelGroups):
         rule = self.codebooks.rules.update
         if isinstance(rule, Learned) and rule.weight:
             valid = taken_stages(indices, errors)
-            loss = loss + rule.weight * codebook_loss(stack, rows.detach(), indices, errors, valid, impl=impl)
+            wide = self.codebooks.cast(rows.detach())
+            loss = loss + rule.weight * codebook_loss(stack, wide, indices, errors, valid, impl=impl)
         if self.training:
             self.codebooks.update_(rows.detach(), indices, partial=stages is not None)
         return Quantized(self._restore(quantized, shape, mask), self._index_shape(indices, shape), loss)

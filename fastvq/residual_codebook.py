@@ -81,7 +81,7 @@ class ResidualCodebook(CodebookState):
         mask is bool and broadcasts to (G, *R); stages, how many of them a row takes, is int64 and broadcasts to (*R).
         """
         return F.residual_nearest(
-            self._cast(x),
+            self.cast(x),
             self.stack().detach(),
             sizes=self.sizes,
             stages=stages,
@@ -122,7 +122,7 @@ class ResidualCodebook(CodebookState):
         rows, together = x.shape[1] * x.shape[2], self.ranks > 1
         if not self.follows or recomputing() or (rows == 0 and not together):
             return
-        x = self._cast(x)
+        x = self.cast(x)
         sums, counts = F.residual_segment_sum(x, indices, self.stack(), impl=self.impl)
         if self.shared:
             sums, counts = sums.sum(1, keepdim=True), counts.sum(1, keepdim=True)
@@ -181,6 +181,7 @@ class ResidualCodebook(CodebookState):
         sizes = torch.tensor(self.sizes, device=cluster_size.device).repeat(self.groups).unsqueeze(-1)
         return cluster_size.sum(-1, keepdim=True) / sizes
 
+    @torch.no_grad()
     def _clear_padding_(self) -> None:
         for stage, size in enumerate(self.sizes or ()):
             for state in (self.codebook, self.embed_sum, self.cluster_size):

@@ -178,3 +178,15 @@ class CodebookRules:
     init: Initialiser | None = field(default_factory=KMeansInit)
     dead: RelativeUsage | AbsoluteUsage | None = field(default_factory=RelativeUsage)
     sync: bool = True
+
+    def __post_init__(self) -> None:
+        kinds = {"update": (EMA, Learned, Frozen), "dead": (RelativeUsage, AbsoluteUsage)}
+        for name, allowed in kinds.items():
+            value = getattr(self, name)
+            if not isinstance(value, allowed) and not (name == "dead" and value is None):
+                given = value.__name__ if isinstance(value, type) else repr(value)
+                listed = ", ".join(f"{kind.__name__}()" for kind in allowed)
+                raise TypeError(f"{name} must be one of {listed}, got {given}")
+        if self.init is not None and (isinstance(self.init, type) or not callable(self.init)):
+            given = self.init.__name__ if isinstance(self.init, type) else repr(self.init)
+            raise TypeError(f"init must be an initialiser such as KMeansInit(), or None, got {given}")

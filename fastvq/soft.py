@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 CHUNK = 1 << 20  # scores formed at a time
@@ -18,6 +18,15 @@ CHUNK = 1 << 20  # scores formed at a time
 def entropy(share: Tensor) -> Tensor:
     """-sum p log p over the last axis; 0 log 0 is 0, and its gradient finite."""
     return -(share * share.clamp_min(torch.finfo(share.dtype).tiny).log()).sum(-1)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows over their lengths, whatever these are; rows of length 0 stay, and pass gradients as they are."""
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    largest = wide.detach().abs().amax(-1, keepdim=True)
+    scaled = wide / torch.where(largest > 0, largest, 1)
+    square = scaled.square().sum(-1, keepdim=True)
+    return (scaled / torch.where(square > 0, square, 1).sqrt()).to(x.dtype)
 
 
 def scores(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
@@ -30,7 +39,7 @@ def scores(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
         (G, N, K).
     """
     if metric == "cosine":
-        x, codebook = nn.functional.normalize(x, dim=-1), nn.functional.normalize(codebook, dim=-1)
+        x, codebook = unit(x), unit(codebook)
     if metric != "l2":
         return x @ codebook.mT
     # A common shift changes no distance, and a small mean keeps the expanded square from cancelling.

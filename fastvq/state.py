@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import distributed
+from . import distributed, soft
 from . import functional as F
 from . import validation as check
 from .rules import EMA, AbsoluteUsage, CodebookRules, Learned
@@ -30,7 +30,8 @@ class CodebookState(nn.Module):
     """Codebooks of K codes of dimension D over leading axes, with the statistics that move them.
 
     The state stays float32 (float64 after ``.double()``) under ``.half()``, ``.bfloat16()`` and autocast: a decay of
-    0.99 is lost in 16 bits.
+    0.99 is lost in 16 bits. A training step that gradient checkpointing computes again moves nothing, but searches
+    the codes as they have become: leave quantizers out of checkpointed segments where that matters.
 
     Args:
         lead: the leading axes, (G,) or (G, Q); together they count "books".
@@ -109,7 +110,7 @@ class CodebookState(nn.Module):
         rows = x.shape[1] * x.shape[2]
         if self._initted or self.rules.init is None or (rows == 0 and not together):
             return
-        x = self._cast(x)
+        x = self.cast(x)
         usable = self._usable(x, mask)
         if together:
             x, usable = distributed.gather_rows(x, usable, ROWS_OF_ALL_RANKS), None
@@ -130,7 +131,7 @@ class CodebookState(nn.Module):
     def _start_(self, codes: Tensor, rows: int, usable: Tensor | None) -> None:
         """Takes the first codes, (*lead, K, D), found from a batch of that many rows, some or all of them usable."""
         if self.unit:
-            codes = nn.functional.normalize(codes, dim=-1)
+            codes = soft.unit(codes)
         if usable is not None:
             # Codes found from no row at all are padding, or NaN; the random ones stay, and go as dead codes do.
             codes = torch.where(usable.any(), codes, self.codebook)
@@ -260,7 +261,7 @@ class CodebookState(nn.Module):
                 stacklevel=5,
             )
 
-    def _cast(self, x: Tensor) -> Tensor:
+    def cast(self, x: Tensor) -> Tensor:
         """Brings x to float64 beside a float64 state, and down to float32 beside a float32 one."""
         if (x.dtype == torch.float64) != (self.codebook.dtype == torch.float64):
             return x.to(self.codebook.dtype)
@@ -290,7 +291,8 @@ class CodebookState(nn.Module):
     def follows(self) -> bool:
         """Whether :meth:`update_` has anything to do."""
         rules = self.rules
-        return isinstance(rules.update, EMA) or (isinstance(rules.update, Learned) and rules.dead is not None)
+        learned = isinstance(rules.update, Learned) and rules.dead is not None and self.codebook.requires_grad
+        return isinstance(rules.update, EMA) or learned
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CodebookState:
         kept = {name: getattr(self, name).detach() for name in STATE}

@@ -31,6 +31,7 @@ class DacStage(Fused):
         codes = wide(self.codebook.weight)
         rows = matching(latents, codes).mT
         indices = F.nearest(rows.unsqueeze(0), codes.unsqueeze(0), metric="cosine").indices[0]
+        indices = indices.clamp_min(0)  # a row that is not finite gets the first code, as it does there
         return self.codebook(indices).mT, indices
 
 
@@ -53,12 +54,18 @@ class DacStack(Fused):
     quantizers: nn.ModuleList
     training: bool
 
-    def forward(self, z: Tensor, n_quantizers: int | None = None) -> tuple[Tensor, ...]:
-        """(B, C, T) -> quantized (B, C, T), codes (B, Q, T), latents (B, Q D, T), commitment and codebook loss."""
+    def forward(self, *given: Any, **named: Any) -> tuple[Tensor, ...]:
+        """(B, C, T) -> quantized (B, C, T), codes (B, Q, T), latents (B, Q D, T), commitment and codebook loss.
+
+        The first argument is called z or hidden_state, the second n_quantizers.
+        """
+        module: Any = self
         stages: list[Any] = list(self.quantizers)
-        graph = torch.is_grad_enabled() and (z.requires_grad or stages[0].codebook.weight.requires_grad)
+        z: Tensor = given[0] if given else named.get("z", named.get("hidden_state"))
+        n_quantizers: int | None = given[1] if len(given) > 1 else named.get("n_quantizers")
+        graph = torch.is_grad_enabled() and (z.requires_grad or any(p.requires_grad for p in module.parameters()))
         if self.training or graph or not _alike(stages):
-            return super().forward(z, n_quantizers)  # type: ignore[misc]
+            return super().forward(*given, **named)  # type: ignore[misc]
         weights = [w for s in stages for p in (s.in_proj, s.out_proj) for w in p.parameters()]
         plan: Plan = self.__dict__.setdefault("_memory", Memory())(weights, lambda: _plan(stages))
         number = len(stages) if n_quantizers is None else max(1, min(int(n_quantizers), len(stages)))

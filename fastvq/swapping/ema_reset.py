@@ -24,7 +24,8 @@ class EMAReset(Fused):
             # Codes are drawn at random: that needs every score.
             return super().quantize(x, sample_codebook_temp, **others)  # type: ignore[misc]
         codes = wide(self.codebook)
-        return F.nearest(matching(x, codes), codes).indices
+        # A row that is not finite gets the first code, as it does there.
+        return F.nearest(matching(x, codes), codes).indices.clamp_min(0)
 
 
 class UpdatedEMAReset(EMAReset):

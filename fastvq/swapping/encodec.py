@@ -24,7 +24,8 @@ class EuclideanCodebook(Fused):
 
     def quantize(self, x: Tensor) -> Tensor:
         codes = wide(self.embed)
-        return F.nearest(matching(x, codes), codes).indices
+        # A row that is not finite gets the first code, as it does there.
+        return F.nearest(matching(x, codes), codes).indices.clamp_min(0)
 
 
 class TrainableCodebook(EuclideanCodebook):
@@ -45,6 +46,8 @@ class TrainableCodebook(EuclideanCodebook):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (..., D) -> codes (..., D) and indices (...)."""
         module: Any = self
+        if self.training and self.embed.dtype not in (torch.float32, torch.float64):
+            return super().forward(x)  # type: ignore[misc]
         rows = x.reshape(-1, x.shape[-1])
         module.init_embed_(rows)
         flat = self.quantize(rows)
@@ -80,12 +83,12 @@ class Stacked(Fused):
     def _search(self, x: Tensor, number: int) -> Tensor:
         codes = self._codes(number)
         indices = F.residual_nearest(matching(x, codes).mT.unsqueeze(0), codes).indices[0]
-        return indices.permute(2, 0, 1)
+        return indices.permute(2, 0, 1).clamp_min(0)
 
     def _sum(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
         """(Q, B, T) -> (B, D, T)."""
         codes = self._codes(len(indices))
-        return F.lookup(indices.permute(1, 2, 0).unsqueeze(0), codes)[0].mT.to(dtype)
+        return F.lookup(indices.long().permute(1, 2, 0).unsqueeze(0), codes)[0].mT.to(dtype)
 
 
 def _holders(layers: nn.ModuleList) -> list[Any]:

@@ -100,7 +100,7 @@ class Stack:
             or codes.dtype != first.dtype
             or any(tensor.data_ptr() != codes.data_ptr() + q * size for q, tensor in enumerate(tensors))
         ):
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():
                 self._codes = codes = torch.stack([tensor.detach() for tensor in tensors]).unsqueeze(0)
                 for q, tensor in enumerate(tensors):
                     tensor.data = codes[0, q]
@@ -122,10 +122,16 @@ class Stack:
 
 
 class Memory:
-    """Keeps a value that was computed from some tensors until one of them is written to or replaced."""
+    """Keeps a value that was computed from some tensors until one of them is written to or replaced.
+
+    Writes through ``.data`` do not count as writes to torch; they are known by a sample of the values.
+    """
+
+    SAMPLE = 8192
 
     def __init__(self) -> None:
         self._key: object = None
+        self._samples: list[Tensor] = []
         self._value: Any = None
 
     def __call__(self, tensors: Sequence[Tensor], compute: Callable[[], Any]) -> Any:
@@ -133,8 +139,10 @@ class Memory:
         if torch.compiler.is_compiling() or any(tensor.is_inference() for tensor in tensors):
             return compute()
         key = tuple((tensor.data_ptr(), tensor._version, tensor.dtype, tensor.device) for tensor in tensors)
-        if key != self._key:
+        samples = [tensor.detach().reshape(-1)[:: max(1, tensor.numel() // self.SAMPLE)] for tensor in tensors]
+        if key != self._key or not all(map(torch.equal, samples, self._samples)):
             self._value, self._key = compute(), key
+            self._samples = [sample.clone() for sample in samples]
         return self._value
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Memory:

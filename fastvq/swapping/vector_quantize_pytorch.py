@@ -90,11 +90,11 @@ class PeerModule(Fused):
     attributes = ("_codebook", "has_codebook_diversity_loss", "commitment_use_cross_entropy_loss")
     training: bool
 
-    def forward(self, x: Tensor, indices: Tensor | None = None, **others: Any) -> Any:
+    def forward(self, x: Tensor, indices: Tensor | None = None, *rest: Any, **others: Any) -> Any:
         module: Any = self
         losses = module.has_codebook_diversity_loss or module.commitment_use_cross_entropy_loss
         module._codebook.whole_table = indices is not None or (self.training and losses)
-        return super().forward(x, indices=indices, **others)  # type: ignore[misc]
+        return super().forward(x, indices, *rest, **others)  # type: ignore[misc]
 
     def _forget(self) -> None:
         self.__dict__["_modules"]["_codebook"].__dict__.pop("whole_table", None)

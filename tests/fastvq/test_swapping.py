@@ -393,3 +393,61 @@ def test_what_is_left_is_said():
     assert "no handler" in str(report)
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got str"):
         fastvq.swap("model")
+
+
+@torch.no_grad()
+def test_writes_past_torchs_notice_are_seen(made):
+    original, audio = copy.deepcopy(made[0]), made[1]
+    swapped = copy.deepcopy(original)
+    fastvq.swap(swapped)
+    encode(swapped, audio)
+    for model in (original, swapped):
+        for name, value in model.quantizer.state_dict().items():
+            if value.is_floating_point() and "initialized" not in name and "inited" not in name:
+                value.data.mul_(1.1)  # as exchanging the weights for their averages does
+        for module in model.modules():
+            if hasattr(module, "_embed"):
+                module._embed = None
+    assert (encode(original, audio) == encode(swapped, audio)).float().mean() > 0.998
+
+
+def test_gradients_still_reach_the_projections():
+    original, _ = dac()
+    swapped = copy.deepcopy(original)
+    fastvq.swap(swapped)
+    x = torch.randn(1, original.quantizer.quantizers[0].in_proj.in_channels, 20)
+    for model in (original, swapped):
+        for stage in model.quantizer.quantizers:
+            stage.codebook.weight.requires_grad_(False)
+        model.quantizer(x)[0].square().sum().backward()
+    ours, theirs = (m.quantizer.quantizers[0].out_proj.weight.grad for m in (swapped, original))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    named = swapped.quantizer(hidden_state=x, n_quantizers=2)
+    torch.testing.assert_close(named[0], original.quantizer(x, 2)[0], rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def test_rows_that_are_not_finite_get_a_code(made):
+    model, audio = copy.deepcopy(made[0]), made[1]
+    fastvq.swap(model)
+    broken = audio.clone()
+    broken[0, 0, 100] = float("nan")
+    codes = encode(model, broken)
+    assert (codes >= 0).all()
+
+
+def test_inference_mode_leaves_usable_buffers():
+    model, audio = encodec()
+    fastvq.swap(model)
+    with torch.inference_mode():
+        codes = encode(model, audio)
+    assert not any(buffer.is_inference() for buffer in model.buffers())
+    with torch.no_grad():
+        assert torch.equal(encode(model, audio), codes)
+
+
+def test_encodecs_own_codebook_trains_in_bfloat16():
+    torch.manual_seed(0)
+    swapped = ResidualVectorQuantization(6, 12, 2).bfloat16()
+    fastvq.swap(swapped)
+    swapped(torch.randn(2, 6, 50, dtype=torch.bfloat16))
