@@ -61,8 +61,8 @@ class DacStack(Fused):
         """
         module: Any = self
         stages: list[Any] = list(self.quantizers)
-        z: Tensor = given[0] if given else named.get("z", named.get("hidden_state"))
-        n_quantizers: int | None = given[1] if len(given) > 1 else named.get("n_quantizers")
+        z: Any = given[0] if given else named.get("z", named.get("hidden_state"))
+        n_quantizers: Any = given[1] if len(given) > 1 else named.get("n_quantizers")
         graph = torch.is_grad_enabled() and (z.requires_grad or any(p.requires_grad for p in module.parameters()))
         if self.training or graph or not _alike(stages):
             return super().forward(*given, **named)  # type: ignore[misc]
