@@ -90,14 +90,6 @@ class Codebook(CodebookState):
         """(G, *R) indices -> (G, *R, D) codes in the state's dtype; -1 gives zeros."""
         return F.lookup(indices.unsqueeze(-1), self.codebook.unsqueeze(1), impl=self.impl)
 
-    def snapshot(self) -> Tensor:
-        """The codes (G, K, D) as they are, in memory of their own, with gradients to them."""
-        if not torch.compiler.is_compiling():
-            return self.codebook.clone()
-        # A compiler may make a copy again where it is needed, after the codes have moved; a look-up it leaves alone.
-        every = torch.arange(self.codebook_size, device=self.codebook.device).expand(self.groups, 1, -1)
-        return self.lookup(every).squeeze(1)
-
     def _first_codes(self, x: Tensor, usable: Tensor | None) -> Tensor:
         assert self.rules.init is not None
         return self.rules.init(x, usable, self.codebook_size).to(self.codebook.dtype)

@@ -14,6 +14,7 @@ from .codebook import Codebook
 from .estimators import Estimator, GumbelSoftmax, StraightThrough, check_estimator, is_random
 from .losses import Regulariser, codebook_loss, commitment_loss, straight_through_commitment
 from .rules import CodebookRules, Learned
+from .state import snapshot
 
 
 class Quantized(NamedTuple):
@@ -129,7 +130,7 @@ class GroupedVQ(ChannelGroups):
         # What keeps codes for the backward pass keeps these: the codebook itself is about to move.
         kept = self.codebook
         if self.training and (self.regularisers or isinstance(self.estimator, GumbelSoftmax)):
-            kept = self.codebooks.snapshot()
+            kept = snapshot(kept)
         indices, distances, relaxed = self._choose(rows, mask, kept)
         valid = lost = None
         if self._may_have_holes(indices):

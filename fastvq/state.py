@@ -26,6 +26,15 @@ def recomputing() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() >= 0
 
 
+def snapshot(codebook: Tensor) -> Tensor:
+    """Codes (G, K, D) as they are, in memory of their own, with gradients to them."""
+    if not torch.compiler.is_compiling():
+        return codebook.clone()
+    # A compiler may make a copy again where it is needed, after the codes have moved; a look-up it leaves alone.
+    every = torch.arange(codebook.shape[1], device=codebook.device).expand(len(codebook), -1)
+    return F.lookup(every.unsqueeze(-1), codebook.unsqueeze(1))
+
+
 class CodebookState(nn.Module):
     """Codebooks of K codes of dimension D over leading axes, with the statistics that move them.
 

@@ -201,3 +201,19 @@ def test_attention_waits_for_a_batch_with_rows():
 def test_bad_input(call, words):
     with pytest.raises(TypeError, match=words):
         call()
+
+
+def test_compiled_gradients_of_the_drop_in_quantizer():
+    from fastvq.compat import vector_quantize_pytorch as drop_in
+
+    torch.manual_seed(0)
+    eager = drop_in.VectorQuantize(
+        dim=8, codebook_size=16, codebook_diversity_loss_weight=1.0, codebook_diversity_temperature=1.0
+    )
+    grads = []
+    for module in (eager, torch.compile(copy.deepcopy(eager), fullgraph=True)):
+        x = torch.linspace(-2, 2, 100 * 8).sin().view(1, 100, 8).requires_grad_()
+        quantized, _, loss = module(x)
+        (quantized.sin().sum() + 10 * loss).backward()
+        grads.append(x.grad)
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)

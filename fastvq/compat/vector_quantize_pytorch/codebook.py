@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ... import functional as F
 from ... import validation as check
+from ...state import snapshot
 from .candidates import Candidates, Codes, GivenCodes, find, scores
 from .draws import Rows, drawn_rows, known, positions, rows_of
 from .sync import Processes
@@ -160,7 +161,7 @@ class Codebook(WideState):
     def candidates(self, transform: Callable[[Tensor], Any] | None = None, *, keep: bool = False) -> Candidates:
         """The codes to search, through a function codes (H, K, D) -> codes for every row (H, B, N, K, D), or
         -> :class:`Candidates`; with ``keep`` a copy, that the codebook's next step leaves as it is."""
-        codes = self.codes().clone() if keep else self.codes()
+        codes = snapshot(self.codes()) if keep else self.codes()
         if transform is None:
             return Codes(codes, self.use_cosine_sim)
         made = transform(codes)
