@@ -240,7 +240,7 @@ class _CodebookLoss(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             # Here and not in the backward pass, before which dead codes may be replaced in place.
             sums, counts = F.residual_segment_sum(x, indices, codebooks, impl=impl)
-            ctx.save_for_backward((counts.unsqueeze(-1) * codebooks - sums) * (2 / number))
+            ctx.save_for_backward((counts.unsqueeze(-1) * codebooks - sums) * 2 / number)
         return errors.sum() / number
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
     return quantized.detach() + (x - x.detach())
 
 
-class ScalarQuantizer(ChannelGroups):
+class ScalarQuantizer(ChannelGroups, ABC):
     """Quantizes every row in ``num_quantizers`` stages without a codebook; a subclass says how.
 
     Args:
@@ -58,6 +59,7 @@ class ScalarQuantizer(ChannelGroups):
             raise TypeError(f"dropout must be a QuantizeDropout or None, got {type(dropout).__name__}")
         self.codebook_size, self.num_quantizers, self.dropout = codebook_size, num_quantizers, dropout
 
+    @abstractmethod
     def _quantize(self, z: Tensor, valid: Tensor, taken: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """What forward does with rows.
 
@@ -67,15 +69,14 @@ class ScalarQuantizer(ChannelGroups):
         Returns:
             Codes as z, indices (G, R1, R2, Q) of all stages, and the loss.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def _indices(self, z: Tensor) -> Tensor:
         """z (G, R1, R2, C), finite -> indices (G, R1, R2, Q)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _codes(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
         """indices (G, R1, R2, Q) in [0, K) or -1 -> the sum of the stages' codes, (G, R1, R2, C)."""
-        raise NotImplementedError
 
     def _latent(
         self, x: Tensor, mask: Tensor | None, lengths: Tensor | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +36,7 @@ def snapshot(codebook: Tensor) -> Tensor:
     return F.lookup(every.unsqueeze(-1), codebook.unsqueeze(1))
 
 
-class CodebookState(nn.Module):
+class CodebookState(nn.Module, ABC):
     """Codebooks of K codes of dimension D over leading axes, with the statistics that move them.
 
     The state stays float32 (float64 after ``.double()``) under ``.half()``, ``.bfloat16()`` and autocast: a decay of
@@ -133,9 +134,9 @@ class CodebookState(nn.Module):
             distributed.broadcast_(codes)
         self._start_(codes, rows, usable)
 
+    @abstractmethod
     def _first_codes(self, x: Tensor, usable: Tensor | None) -> Tensor:
         """Codes (*lead, K, D) from rows (G, R1, R2, D), by the rules' initialiser."""
-        raise NotImplementedError
 
     def _start_(self, codes: Tensor, rows: int, usable: Tensor | None) -> None:
         """Takes the first codes, (*lead, K, D), found from a batch of that many rows, some or all of them usable."""

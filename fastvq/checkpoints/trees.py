@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ OF_FILE = {"dim", "codebook_size", "num_quantizers", "codebook_dim", "groups", "
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tree:
+class Tree(ABC):
     """A tree of names below a quantizer.
 
     Args:
@@ -35,25 +36,25 @@ class Tree:
     channel_dim: int = 1
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
+    @abstractmethod
     def read(self, tensors: Tensors, options: dict[str, Any]) -> nn.Module:
         """The native module; takes its own options out of ``options``.
 
         Raises:
             TypeError, ValueError: options or tensors that do not fit.
         """
-        raise NotImplementedError
 
     def configured(self, options: dict[str, Any], config: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The options, with what the config.json beside the file says."""
         return options
 
+    @abstractmethod
     def write(self, module: nn.Module) -> dict[str, Tensor]:
         """The tensors by their names inside the quantizer.
 
         Raises:
             ValueError: the module is of a form that the tree has no names for.
         """
-        raise NotImplementedError
 
     def options(self) -> list[str]:
         """Names of the options that :meth:`read` takes."""
