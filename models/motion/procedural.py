@@ -19,12 +19,12 @@ import numpy as np
 
 from fastvq.models.errors import UserError
 from fastvq.models.motion.clip import Clip
+from fastvq.models.motion.mirror import mirror, mirror_rotations
 from fastvq.models.motion.procedural_body import Pose, make_body, pose_body
 from fastvq.models.motion.procedural_gaits import run, turn_round, walk
 from fastvq.models.motion.procedural_scene import STYLES, Scene
 from fastvq.models.motion.procedural_standing import jump, jump_seconds, reach, squat, wave
 from fastvq.models.motion.skeleton import MIRROR_ORDER
-from fastvq.models.motion.transform import mirror, mirror_rotations
 
 ACTIONS: tuple[str, ...] = ("walk", "turn", "run", "jump", "reach", "wave", "squat")
 SPEEDS: tuple[str, ...] = ("slow", "normal", "fast")

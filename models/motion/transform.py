@@ -1,8 +1,7 @@
-"""Changes of whole clips: frame rate, left-right mirror, and cutting out measuring faults."""
+"""Changes of whole clips: frame rate, speed, and cutting out measuring faults."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -14,7 +13,7 @@ from fastvq.models.errors import UserError
 from fastvq.models.motion.clip import Clip
 from fastvq.models.motion.features272 import SLICES, heading_angle
 from fastvq.models.motion.rotation import matrix_from_6d, matrix_to_6d, yaw_matrix
-from fastvq.models.motion.skeleton import MIRROR_ORDER, NUM_JOINTS
+from fastvq.models.motion.skeleton import NUM_JOINTS
 
 # A sprinter's pelvis stays below 6 m/s in any room that holds a motion capture system. Hands and feet reach
 # 14 m/s in the fastest kicks of the CMU and HDM05 recordings; above 15 m/s come only frames in which a
@@ -104,48 +103,6 @@ def _odd_degree(frames: int) -> int:
     return 3 if frames >= 4 else (1 if frames >= 2 else 0)
 
 
-def mirror(joints: np.ndarray) -> np.ndarray:
-    """The motion as seen in a mirror: x negated, left and right joints exchanged.
-
-    Args:
-        joints: (..., 22, 3) metres.
-
-    Returns:
-        (..., 22, 3), a new array.
-    """
-    return joints[..., list(MIRROR_ORDER), :] * np.array([-1, 1, 1], dtype=joints.dtype)
-
-
-def mirror_rotations(rotations: np.ndarray) -> np.ndarray:
-    """Local (or global) joint rotations of the mirrored motion, (..., 22, 3, 3) -> the same shape."""
-    signs = np.array([[1, -1, -1], [-1, 1, 1], [-1, 1, 1]], dtype=rotations.dtype)
-    return rotations[..., list(MIRROR_ORDER), :, :] * signs
-
-
-def mirror_features(features: np.ndarray) -> np.ndarray:
-    """The 272 features of the mirrored motion; equal for both heading variants.
-
-    Args:
-        features: (..., 272), not normalised.
-
-    Returns:
-        (..., 272), a new array.
-    """
-    out = np.empty_like(features)
-    shape = features.shape[:-1]
-    rows = np.array([1, -1, -1, -1, 1, 1], dtype=features.dtype)
-    out[..., SLICES["root_velocity"]] = features[..., SLICES["root_velocity"]] * np.array(
-        [-1, 1], dtype=features.dtype
-    )
-    out[..., SLICES["root_heading"]] = features[..., SLICES["root_heading"]] * rows
-    for name in ("joint_position", "joint_velocity"):
-        points = features[..., SLICES[name]].reshape(*shape, NUM_JOINTS, 3)
-        out[..., SLICES[name]] = mirror(points).reshape(*shape, -1)
-    turned = features[..., SLICES["joint_rotation"]].reshape(*shape, NUM_JOINTS, 6)
-    out[..., SLICES["joint_rotation"]] = (turned[..., list(MIRROR_ORDER), :] * rows).reshape(*shape, -1)
-    return out
-
-
 def change_speed(features: np.ndarray, speed: float) -> np.ndarray:
     """The 272 features (absolute heading) of the motion played faster or slower, at the same frame rate.
 
@@ -183,39 +140,6 @@ def change_speed(features: np.ndarray, speed: float) -> np.ndarray:
     out[1:, SLICES["joint_velocity"]] = np.diff(points, axis=0)
     out[:, SLICES["joint_rotation"]] = matrix_to_6d(resample_rotations(turned, speed, 1)).reshape(len(points), -1)
     return out.astype(np.float32)
-
-
-_SIDES = {
-    "left": "right",
-    "right": "left",
-    "clockwise": "counterclockwise",
-    "counterclockwise": "clockwise",
-    "anticlockwise": "clockwise",
-}
-_SIDE_WORD = re.compile(rf"\b({'|'.join(_SIDES)})\b", re.IGNORECASE)
-
-
-def mirror_text(text: str) -> str:
-    """The description of the mirrored motion: "left" and "right" (and clock directions) exchanged."""
-
-    def other(match: re.Match[str]) -> str:
-        word = match.group()
-        swapped = _SIDES[word.lower()]
-        return swapped.capitalize() if word[0].isupper() else swapped
-
-    return _SIDE_WORD.sub(other, text)
-
-
-def mirror_clip(clip: Clip, *, suffix: str = "_mirrored") -> Clip:
-    """The clip as seen in a mirror, its description included; its name gets the suffix."""
-    return replace(
-        clip,
-        name=clip.name + suffix,
-        joints=mirror(clip.joints),
-        text=mirror_text(clip.text),
-        rotations=None if clip.rotations is None else mirror_rotations(clip.rotations),
-        features=None if clip.features is None else mirror_features(clip.features),
-    )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fastvq.models.errors import UserError
 from fastvq.models.motion.features272 import SLICES
-from fastvq.models.motion.transform import change_speed, mirror_features
+from fastvq.models.motion.mirror import mirror_features
+from fastvq.models.motion.transform import change_speed
 from fastvq.models.training.data import FeatureClip
 
 

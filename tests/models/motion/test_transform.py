@@ -1,4 +1,4 @@
-"""Resampling, mirroring and the fault filter."""
+"""Resampling, other speeds and the fault filter."""
 
 from pathlib import Path
 
@@ -8,16 +8,11 @@ from scipy.spatial.transform import Rotation
 
 from fastvq.models.errors import UserError
 from fastvq.models.motion.clip import Clip
-from fastvq.models.motion.features272 import joints_to_features, joints_to_rotations
+from fastvq.models.motion.features272 import joints_to_features
 from fastvq.models.motion.procedural import generate_clips
 from fastvq.models.motion.skeleton import NUM_JOINTS, bone_lengths
 from fastvq.models.motion.transform import (
     change_speed,
-    mirror,
-    mirror_clip,
-    mirror_features,
-    mirror_rotations,
-    mirror_text,
     resample,
     resample_clip,
     resample_rotations,
@@ -103,58 +98,6 @@ def test_a_clip_is_resampled_with_its_rotations_and_without_its_features(clips: 
 def test_impossible_rates_are_refused(source: float, target: float):
     with pytest.raises(UserError, match="frame rate must be a positive number"):
         resample(np.zeros((3, 22, 3)), source, target)
-
-
-def test_mirroring_twice_changes_nothing(clips: list[Clip]):
-    for clip in clips:
-        features = joints_to_features(clip.joints)
-        np.testing.assert_array_equal(mirror(mirror(clip.joints)), clip.joints)
-        np.testing.assert_array_equal(mirror_rotations(mirror_rotations(clip.rotations)), clip.rotations)
-        np.testing.assert_array_equal(mirror_features(mirror_features(features)), features)
-
-
-@pytest.mark.parametrize("heading", ["absolute", "difference"])
-@pytest.mark.parametrize("true_rotations", [False, True])
-def test_mirrored_features_are_those_of_the_mirrored_motion(clips: list[Clip], heading: str, true_rotations: bool):
-    for clip in clips:
-        rotations = clip.rotations if true_rotations else None
-        mirrored = mirror_rotations(rotations) if true_rotations else None
-        features = joints_to_features(clip.joints, rotations=rotations, heading=heading)
-        expected = joints_to_features(mirror(clip.joints), rotations=mirrored, heading=heading)
-        # Negation and exchange round nothing; the two sides are summed in different orders here and there.
-        np.testing.assert_allclose(mirror_features(features), expected, atol=1e-6)
-
-
-def test_mirrored_recordings_have_mirrored_features(mocap: Path):
-    with np.load(mocap / "mocap_cmu_hdm05_22j_60fps.npz") as archive:
-        for name in archive.files[::12]:
-            joints = archive[name][::2]
-            expected = joints_to_features(mirror(joints))
-            np.testing.assert_allclose(mirror_features(joints_to_features(joints)), expected, atol=1e-5)
-
-
-def test_mirrored_rotations_are_those_of_the_mirrored_joints(clips: list[Clip]):
-    rotations = joints_to_rotations(clips[4].joints)
-    expected = joints_to_rotations(mirror(clips[4].joints))
-    np.testing.assert_allclose(mirror_rotations(rotations), expected, atol=1e-12)
-
-
-def test_descriptions_change_sides():
-    text = "Left hand up, turns right (clockwise), leftover bright copyright"
-    assert mirror_text(text) == "Right hand up, turns left (counterclockwise), leftover bright copyright"
-    assert mirror_text(mirror_text(text)) == text
-
-
-def test_a_mirrored_clip_is_mirrored_throughout(clips: list[Clip]):
-    clip = clips[5]
-    clip.features = joints_to_features(clip.joints, rotations=clip.rotations)
-    result = mirror_clip(clip)
-    assert result.name == clip.name + "_mirrored"
-    assert {"left", "right"} & set(clip.text.split())
-    assert result.text == mirror_text(clip.text) != clip.text
-    np.testing.assert_array_equal(result.joints, mirror(clip.joints))
-    expected = joints_to_features(result.joints, rotations=result.rotations)
-    np.testing.assert_allclose(result.features, expected, atol=1e-6)
 
 
 def still(frames: int) -> np.ndarray:

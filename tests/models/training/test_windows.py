@@ -4,8 +4,9 @@ import torch
 
 from fastvq.models.errors import UserError
 from fastvq.models.motion.features272 import features_to_joints
+from fastvq.models.motion.mirror import mirror_features
 from fastvq.models.motion.rotation import yaw_matrix
-from fastvq.models.motion.transform import change_speed, mirror_features
+from fastvq.models.motion.transform import change_speed
 from fastvq.models.training.windows import WindowSampler, turn_
 
 
