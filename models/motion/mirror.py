@@ -10,7 +10,9 @@ import numpy as np
 from fastvq.models.errors import UserError
 from fastvq.models.motion.clip import Clip
 from fastvq.models.motion.features272 import SLICES
+from fastvq.models.motion.features272 import WIDTH as WIDTH272
 from fastvq.models.motion.kit_skeleton import KIT_MIRROR_ORDER, KIT_NUM_JOINTS
+from fastvq.models.motion.layout263 import LAYOUTS, Layout
 from fastvq.models.motion.skeleton import MIRROR_ORDER, NUM_JOINTS
 
 _ORDERS: dict[int, tuple[int, ...]] = {NUM_JOINTS: MIRROR_ORDER, KIT_NUM_JOINTS: KIT_MIRROR_ORDER}
@@ -52,14 +54,51 @@ def mirror_rotations(rotations: np.ndarray) -> np.ndarray:
 
 
 def mirror_features(features: np.ndarray) -> np.ndarray:
-    """The 272 features of the mirrored motion; equal for both heading variants.
+    """The features of the mirrored motion, told by their width.
 
     Args:
-        features: (..., 272), not normalised.
+        features: (..., 272) of either heading variant, (..., 263) of HumanML3D or (..., 251) of KIT-ML, not
+            normalised.
 
     Returns:
-        (..., 272), a new array.
+        The same shape and dtype, a new array.
+
+    Raises:
+        UserError: Another width.
     """
+    width = features.shape[-1]
+    if width == WIDTH272:
+        return _mirror_272(features)
+    layout = next((layout for layout in LAYOUTS if layout.width == width), None)
+    if layout is None:
+        known = ", ".join(str(one) for one in (WIDTH272, *(layout.width for layout in LAYOUTS)))
+        raise UserError(
+            f"only features of width {known} can be mirrored, got width {width}: mirror the joints instead"
+        )
+    return _mirror_263(features, layout)
+
+
+def _mirror_263(features: np.ndarray, layout: Layout) -> np.ndarray:
+    out = features.copy()
+    columns = layout.slices
+    order = np.array(mirror_order(layout.joints))
+    side = np.array([-1, 1, 1], dtype=features.dtype)
+    rotation = np.array([1, -1, -1, -1, 1, 1], dtype=features.dtype)
+    out[..., columns["root_turn"]] *= -1
+    out[..., columns["root_velocity"]] *= side[:2]
+    # Positions and rotations leave the root out.
+    for name, swapped, signs in (
+        ("joint_position", order[1:] - 1, side),
+        ("joint_rotation", order[1:] - 1, rotation),
+        ("joint_velocity", order, side),
+    ):
+        rows = features[..., columns[name]].reshape(*features.shape[:-1], len(swapped), len(signs))
+        out[..., columns[name]] = (rows[..., swapped, :] * signs).reshape(*features.shape[:-1], -1)
+    out[..., columns["contact"]] = features[..., columns["contact"]][..., [2, 3, 0, 1]]
+    return out
+
+
+def _mirror_272(features: np.ndarray) -> np.ndarray:
     out = np.empty_like(features)
     shape = features.shape[:-1]
     rows = np.array([1, -1, -1, -1, 1, 1], dtype=features.dtype)
