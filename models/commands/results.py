@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fastvq.models.rendering.charts import number_text
+from fastvq.models.rendering.axes import number_text
 from fastvq.models.rendering.report import Metric
 
 _SLICES = {

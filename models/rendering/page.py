@@ -27,14 +27,14 @@ def json_script(value: Any, name: str) -> str:
     return f'<script type="application/json" id="{escape(name)}">{text}</script>'
 
 
-def page(title: str, body: str, *, styles: Sequence[str] = (), scripts: Sequence[str] = ()) -> str:
+def page(title: str, body: str, *, styles: Sequence[str | Path] = (), scripts: Sequence[str | Path] = ()) -> str:
     """A complete HTML document.
 
     Args:
         title: Plain text; escaped here.
         body: HTML, already escaped.
-        styles: Names of style sheets beside this module, in order.
-        scripts: Names of scripts beside this module, run after the body.
+        styles: Names of style sheets beside this module, or paths of others, in order.
+        scripts: Names of scripts beside this module, or paths of others, run after the body.
     """
     css = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", *styles))
     code = "".join(f"<script>\n{(_HERE / name).read_text(encoding='utf-8')}</script>\n" for name in scripts)

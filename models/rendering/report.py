@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from fastvq.models.rendering.charts import Series, bar_chart, line_chart
+from fastvq.models.rendering.bars import bar_chart
+from fastvq.models.rendering.charts import Series, line_chart
 from fastvq.models.rendering.page import escape, page, write_page
 from fastvq.models.rendering.player import LEGEND, PLAYER_SCRIPTS, PLAYER_STYLES, player_figure
 from fastvq.models.rendering.scene import Scene

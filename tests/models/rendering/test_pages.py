@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from fastvq.models.errors import UserError
-from fastvq.models.rendering.charts import Series, bar_chart, line_chart, log_ticks, nice_ticks, number_text
+from fastvq.models.rendering.axes import log_ticks, nice_ticks, number_text
+from fastvq.models.rendering.bars import bar_chart
+from fastvq.models.rendering.charts import Series, line_chart
 from fastvq.models.rendering.player import write_player
 from fastvq.models.rendering.report import Curves, Metric, Report, Usage, flatten, group_perplexity, write_report
 from fastvq.models.rendering.scene import Scene, Track, pack_joints, scene_payload, unpack_joints

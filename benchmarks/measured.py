@@ -1,0 +1,152 @@
+"""Benchmark rows as numbers, and what may be compared with what: only rows of one run, at one shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fastvq.benchmarks.rows import COLUMNS, ENVIRONMENT, SCHEMA
+from fastvq.benchmarks.shapes import Shape
+
+SEARCHES = ("nearest", "residual_nearest")
+MACHINE = "machine"  # the op of rows that tell what the machine can do: operations, or a copy's bytes as N
+COPY = "copy"  # its pass
+SCALING = "scale:"  # passes of benchmarks.scaling
+SECTION = "train-step:"  # passes that are parts of a training step
+FALLBACKS = ("tiled", "reference")
+FLOORS = ("no quantizer",)  # what others are held against rather than a peer
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One row of a benchmark; the columns of :class:`~fastvq.benchmarks.rows.Row`, and its run."""
+
+    op: str
+    pass_: str
+    shape: Shape
+    dtype: str
+    impl: str
+    precision: str
+    peer: str
+    version: str
+    reps: int
+    median_ms: float
+    p20_ms: float
+    p80_ms: float
+    floor_ms: float | None
+    floor_kind: str
+    peak_mib: float | None
+    wrong: int | None
+    gate: str
+    environment: Mapping[str, str]
+
+    @property
+    def contender(self) -> str:
+        """Who was timed."""
+        return self.peer or " ".join(part for part in ("fastvq", self.impl, self.precision) if part)
+
+    @property
+    def run(self) -> str:
+        """The run that the row belongs to."""
+        return self.environment["run_id"]
+
+    @property
+    def is_floor(self) -> bool:
+        """Whether this row is itself what the others are held against."""
+        return self.peer in FLOORS
+
+    @property
+    def place(self) -> tuple[str, str, str, Shape]:
+        """Rows of one place did the same work in the same run."""
+        return self.run, self.op, self.pass_, self.shape
+
+
+def parse(rows: Iterable[Mapping[str, str]]) -> list[Measured]:
+    """Rows as numbers.
+
+    Raises:
+        ValueError: columns that are not there, another schema, or a value that is no number.
+    """
+    found = []
+    for number, row in enumerate(rows, start=1):
+        missing = [name for name in COLUMNS if row.get(name) is None]
+        if missing:
+            raise ValueError(
+                f"row {number} lacks {', '.join(missing)}: give rows with all columns of schema {SCHEMA}, as "
+                "benchmarks.rows writes them"
+            )
+        if row["schema"] != SCHEMA:
+            raise ValueError(f"row {number} holds schema {row['schema']!r}, this version reads {SCHEMA!r}")
+        found.append(
+            Measured(
+                op=row["op"],
+                pass_=row["pass"],
+                shape=Shape(row["shape"], *(int(_number(row, name, number)) for name in "GNKDQ")),
+                dtype=row["dtype"],
+                impl=row["impl"],
+                precision=row["precision"],
+                peer=row["peer"],
+                version=row["peer_version"],
+                reps=int(_number(row, "reps", number)),
+                median_ms=_number(row, "median_ms", number),
+                p20_ms=_number(row, "p20_ms", number),
+                p80_ms=_number(row, "p80_ms", number),
+                floor_ms=_number(row, "floor_ms", number) if row["floor_ms"] else None,
+                floor_kind=row["floor_kind"],
+                peak_mib=_number(row, "peak_mib", number) if row["peak_mib"] else None,
+                wrong=int(_number(row, "mismatch_rows", number)) if row["mismatch_rows"] else None,
+                gate=row["gate"],
+                environment={name: row[name] for name in ENVIRONMENT},
+            )
+        )
+    return found
+
+
+def newest(rows: Sequence[Measured]) -> list[Measured]:
+    """The rows of the newest run that measured their op, pass and shape; of a scaling axis, its newest run."""
+
+    def key(row: Measured) -> tuple[object, ...]:
+        whole = row.pass_.startswith(SCALING)
+        return row.op, row.pass_, None if whole else row.shape, None if whole else row.dtype
+
+    latest: dict[tuple[object, ...], tuple[str, str]] = {}
+    for row in rows:
+        latest[key(row)] = max(latest.get(key(row), ("", "")), (row.environment["utc"], row.run))
+    return [row for row in rows if latest[key(row)][1] == row.run]
+
+
+class Comparison:
+    """Ratios of rows against ours of the same run, op, pass and shape.
+
+    Ours is the exact search by the fastest implementation that the run names, of the row's dtype if it was timed;
+    where its gate failed there is no ratio.
+    """
+
+    def __init__(self, rows: Sequence[Measured]) -> None:
+        self._ours: dict[tuple[str, str, str, Shape], list[Measured]] = {}
+        for row in rows:
+            if row.op != MACHINE and not row.peer and row.impl not in FALLBACKS and row.precision in ("", "exact"):
+                self._ours.setdefault(row.place, []).append(row)
+
+    def ours(self, row: Measured) -> Measured | None:
+        """The row that another is compared with."""
+        candidates = self._ours.get(row.place, [])
+        return next((mine for mine in candidates if mine.dtype == row.dtype), candidates[0] if candidates else None)
+
+    def ratio(self, row: Measured) -> tuple[float, float, float] | None:
+        """How many times as long as ours the row takes: medians, and the range that p20 and p80 of both allow."""
+        mine = self.ours(row)
+        if mine is None or mine is row or mine.gate != "pass" or not mine.p20_ms:
+            return None
+        return row.median_ms / mine.median_ms, row.p20_ms / mine.p80_ms, row.p80_ms / mine.p20_ms
+
+
+def _number(row: Mapping[str, str], name: str, number: int) -> float:
+    try:
+        value = float(row[name])
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"row {number} has {name} = {row[name]!r}, expected a number of at least 0")
+    return value
