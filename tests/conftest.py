@@ -1,10 +1,19 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests, and how many processes they run in."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 MOCAP = Path(__file__).resolve().parents[2] / "shared" / "data" / "mocap"
+MOST_WORKERS = 8  # each takes up to 2 GB, and more do not shorten the longest test
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What ``-n auto`` means: one worker a core that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_WORKERS)
 
 
 @pytest.fixture(scope="session")

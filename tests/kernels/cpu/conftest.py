@@ -4,6 +4,7 @@ import os
 from types import ModuleType
 
 import pytest
+import torch
 
 import fastvq.kernels.cpu
 from fastvq.kernels.cpu import build
@@ -26,3 +27,12 @@ def cpu(request: pytest.FixtureRequest) -> ModuleType:
     assert reason is None, reason
     fastvq.kernels.cpu.select_isa(request.param)
     return fastvq.kernels.cpu
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _several_threads():
+    """The kernels share their work out, also where each worker of pytest-xdist has one core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(2, threads))
+    yield
+    torch.set_num_threads(threads)
