@@ -63,17 +63,48 @@ def fma_rate() -> float | None:
     return best
 
 
-@functools.lru_cache(maxsize=1)
-def copy_rate() -> float:
-    """Bytes per second of a copy larger than the caches, read plus written."""
-    source = torch.ones(64 * 2**20 // 4 * 4)
+LARGEST_COPY = 512 * 2**20
+
+
+def copy_rate(size: int = LARGEST_COPY) -> float:
+    """Bytes per second of a copy, read plus written together ``size`` bytes, at most 512 MiB: small ones stay in the
+    caches. Sizes are rounded down to a power of two."""
+    return _copy_rate(1 << max(16, min(size, LARGEST_COPY).bit_length() - 1))
+
+
+@functools.lru_cache(maxsize=32)
+def _copy_rate(size: int) -> float:
+    source = torch.ones(size // 8)
     target = torch.empty_like(source)
+    turns = max(1, 2**24 // size)
     best = 0.0
     for _ in range(7):
         start = time.perf_counter()
-        target.copy_(source)
-        best = max(best, 2 * source.numel() * 4 / (time.perf_counter() - start))
+        for _ in range(turns):
+            target.copy_(source)
+        best = max(best, turns * 8 * source.numel() / (time.perf_counter() - start))
     return best
+
+
+PRODUCT = 2048  # rows, columns and inner dimension of the products that are measured
+
+
+@functools.lru_cache(maxsize=1)
+def product_rates() -> dict[str, float]:
+    """float32 operations per second of a large matrix product, as torch runs it by default and through oneDNN."""
+    a, b = torch.randn(2, PRODUCT, PRODUCT)
+    calls: dict[str, Callable[[], object]] = {"torch's default": lambda: a @ b.T}
+    if torch.backends.mkldnn.is_available():
+        calls["oneDNN"] = lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+    rates = {}
+    for name, call in calls.items():
+        times = []
+        for _ in range(8):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        rates[name] = 2 * PRODUCT**3 / min(times[1:])
+    return rates
 
 
 @functools.lru_cache(maxsize=2)

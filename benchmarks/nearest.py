@@ -1,31 +1,23 @@
-"""Nearest-code search on a CPU: ours against torch, FAISS and vector-quantize-pytorch, the floor beside each.
-
-Run ``python -m benchmarks.nearest`` on a quiet machine; it takes about three minutes on two cores and appends its
-rows to ``benchmarks/results/cpu/nearest.csv``. The gate comes first: no row of ours is timed on wrong codes, and a
-peer's mismatches (codes farther away than the oracle's) are counted beside its time.
-"""
+"""Nearest codes, the nearest few, and residual stacks of them: ours, torch's, FAISS's and the peers' searches."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-import fastvq
 from fastvq import functional as F
-from fastvq.benchmarks import machine, peers
+from fastvq.benchmarks import peers
+from fastvq.benchmarks.contest import Call, Contest
 from fastvq.benchmarks.faiss_process import Faiss, available
-from fastvq.benchmarks.rows import Row, timed, write_rows
-from fastvq.benchmarks.shapes import CPU, Shape, make_data
-from fastvq.benchmarks.timing import Elapsed, interleave
+from fastvq.benchmarks.shapes import Shape, make_data
 
-RESULTS = Path(__file__).resolve().parent / "results" / "cpu" / "nearest.csv"
+TOPK = 5
+MATRIX_LIMIT = 48 * 2**30  # bytes of scores beyond which peers that write them are left out
+JUDGED = 8192  # rows of a group that a device's results are compared on
 
 
 def ours(x: Tensor, codebooks: Tensor, *, precision: str = "exact", impl: str = "auto") -> Tensor:
@@ -54,81 +46,72 @@ def excess(x: Tensor, codebooks: Tensor, indices: Tensor) -> int:
     return int(wrong.sum())
 
 
-def run(shapes: Sequence[Shape], reps: int, *, compiled: bool = True, seconds: float = 40.0) -> list[Row]:
-    """Gates and times every shape."""
-    name = fastvq.ops.explain("cpu")["nearest"][0]
-    rate = machine.fma_rate()
-    rows = []
-    for shape in shapes:
-        x, codebooks = make_data(shape)
-        dense = x.contiguous()  # peers get the layout that suits them
-        calls: dict[str, Callable[[], Tensor]] = {
-            f"{name} exact": partial(ours, x, codebooks),
-            f"{name} fast": partial(ours, x, codebooks, precision="fast"),
-            "tiled exact": partial(ours, x, codebooks, impl="tiled"),
-        }
-        for key, search in peers.torch_searches(compiled=compiled).items():
-            calls[key] = partial(search, dense, codebooks)
-        vqp = peers.vqp_search(shape, codebooks)
-        if vqp is not None:
-            calls[peers.VQP] = partial(vqp, dense, codebooks)
-        with torch.no_grad():
-            wrong = {key: excess(dense, codebooks, call()) for key, call in calls.items()}
-            if wrong[f"{name} exact"] or wrong["tiled exact"]:
-                raise SystemExit(f"gate: exact search returned codes that are not the nearest at shape {shape.name}")
-            contenders: dict[str, Callable[[], object]] = dict(calls)
-            with contextlib.ExitStack() as stack:
-                if available():
-                    faiss = stack.enter_context(Faiss(shape, dense, codebooks, torch.get_num_threads()))
-                    contenders["faiss"] = partial(_in_child, faiss)
-                    faiss.milliseconds()
-                    wrong["faiss"] = excess(dense, codebooks, torch.from_numpy(faiss.indices()))
-                timings = interleave(contenders, reps=reps, seconds=seconds)
-        floor = 1e3 * shape.operations / rate if rate else None
-        for key, timing in timings.items():
-            own = key.split()[0] in (name, "tiled")
-            rows.append(
-                timed(
-                    shape,
-                    timing,
-                    op="nearest" if shape.Q == 1 else "residual_nearest",
-                    pass_="search",
-                    impl=key.split()[0] if own else "",
-                    precision=key.split()[1] if own else "",
-                    peer="" if own else key,
-                    peer_version="" if own else peers.version(key),
-                    floor_ms=floor,
-                    floor_kind="float32 multiply-adds",
-                    mismatch_rows=wrong[key],
-                )
-            )
-            share = f"{floor / timing.median_ms:5.0%} of the floor" if floor else ""
-            print(
-                f"{shape.name} {key:26s} {timing.median_ms:9.2f} ms  {share}"
-                f"  {timing.median_ms / timings[f'{name} exact'].median_ms:6.1f}x ours  {wrong[key]} wrong",
-                flush=True,
-            )
-    return rows
+def contest(shape: Shape, device: str, *, compiled: bool) -> Contest:
+    """The search of one stage or of several."""
+    x, codebooks = make_data(shape, device)
+    dense = x.contiguous()  # peers get the layout that suits them
+    others: dict[str, Call] = {}
+    if 4 * shape.G * shape.N * shape.K <= MATRIX_LIMIT:
+        for name, search in peers.torch_searches(device, compiled=compiled).items():
+            others[name] = partial(search, dense, codebooks)
+    vqp = peers.vqp_search(shape, codebooks)
+    if vqp is not None and 16 * shape.G * shape.N * shape.K <= MATRIX_LIMIT:
+        others[peers.VQP] = partial(vqp, dense, codebooks)
+    if device != "cpu" and peers.installed("flash-kmeans"):
+        for half in (False, True):
+            others["flash-kmeans" + " fp16" * half] = peers.flash_kmeans(dense, codebooks, half=half)
+    known: list[Tensor] = []
+
+    def wrong(_: str, found: Tensor) -> int:
+        if any(torch.equal(found, right) for right in known):
+            return 0
+        judged = shape.N if device == "cpu" else JUDGED
+        count = excess(dense[:, :judged], codebooks, found[:, :judged])
+        if not count:
+            known.append(found)
+        return count
+
+    return Contest(
+        {precision: partial(ours, x, codebooks, precision=precision) for precision in ("exact", "fast")},
+        others,
+        wrong,
+        partial(Faiss, shape, dense, codebooks, torch.get_num_threads()) if device == "cpu" and available() else None,
+    )
 
 
-def _in_child(faiss: Faiss) -> Elapsed:
-    taken = Elapsed(faiss.milliseconds())
-    time.sleep(0.05)  # its threads spin on for a while, and would take the next contender's cores
-    return taken
+def topk_contest(shape: Shape, device: str, *, compiled: bool) -> Contest:
+    """The :data:`TOPK` nearest codes in order, of one codebook a group."""
+    x, codebooks = make_data(shape._replace(Q=1), device)
+    dense, codes = x.contiguous(), codebooks[:, 0]
 
+    def scores(x: Tensor, codes: Tensor) -> Tensor:
+        return torch.baddbmm(codes.square().sum(-1).unsqueeze(-2), x, codes.mT, alpha=-2)
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [shape.name for shape in CPU]
-    parser.add_argument("--shapes", nargs="+", choices=names, default=names, help="which shapes")
-    parser.add_argument("--reps", type=int, default=15, help="rounds per shape")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="CSV file that gets the rows")
-    options = parser.parse_args(arguments)
-    shapes = [shape for shape in CPU if shape.name in options.shapes]
-    write_rows(options.out, run(shapes, options.reps, compiled=not options.no_compile))
+    def first(costs: Callable[[Tensor, Tensor], Tensor], x: Tensor, codes: Tensor) -> Tensor:
+        return costs(x, codes).topk(TOPK, -1, largest=False).indices
 
+    others: dict[str, Call] = {
+        "torch baddbmm": partial(first, scores, dense, codes),
+        "torch cdist": partial(first, torch.cdist, dense, codes),
+    }
+    if compiled:
+        others["torch compile"] = partial(torch.compile(partial(first, scores), dynamic=False), dense, codes)
+    group = torch.arange(shape.G, device=device)[:, None, None]
+    oracle = F.nearest(dense, codes, topk=TOPK, impl="tiled" if device == "cpu" else "auto").indices
 
-if __name__ == "__main__":
-    main()
+    def distances(indices: Tensor) -> Tensor:
+        return (dense.double().unsqueeze(-2) - codes[group, indices].double()).square().sum(-1)
+
+    def wrong(_: str, found: Any) -> int:
+        """Rows with a code farther away than the oracle's in its place."""
+        indices = found if isinstance(found, Tensor) else found.indices
+        return int((distances(indices) > distances(oracle)).any(-1).sum())
+
+    return Contest(
+        {"exact": partial(F.nearest, x, codes, topk=TOPK)},
+        others,
+        wrong,
+        partial(Faiss, shape, dense, codebooks, torch.get_num_threads(), topk=TOPK)
+        if device == "cpu" and available() and shape.G == 1
+        else None,
+    )

@@ -1,15 +1,12 @@
 """Whole quantizers in training: search, straight-through, commitment loss, EMA update, and the backward pass.
 
-Run ``python -m benchmarks.quantizers`` on a quiet machine; it takes about two minutes on two cores and appends its
-rows to ``benchmarks/results/cpu/quantizers.csv``. All contenders start from the same codes and see the same rows.
+All contenders start from the same codes and see the same rows.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,13 +15,13 @@ from torch import Tensor, nn
 
 import fastvq
 from fastvq.benchmarks import peers
-from fastvq.benchmarks.nearest import excess
-from fastvq.benchmarks.rows import Row, timed, write_rows
-from fastvq.benchmarks.shapes import CPU, Shape, make_data
-from fastvq.benchmarks.timing import Measure, interleave, wall_ms
-
-RESULTS = Path(__file__).resolve().parent / "results" / "cpu" / "quantizers.csv"
-PASSES = ("train-forward", "train-step")
+from fastvq.benchmarks.contest import Call, Contest
+from fastvq.benchmarks.nearest import MATRIX_LIMIT, excess
+from fastvq.benchmarks.nearest import ours as search
+from fastvq.benchmarks.shapes import Shape, make_data
+from fastvq.benchmarks.sums import by_stage, index_add
+from fastvq.benchmarks.updates import ema, ema_expected
+from fastvq.functional import lookup
 
 
 class TextbookVQ(nn.Module):
@@ -35,35 +32,39 @@ class TextbookVQ(nn.Module):
         search: (G, N, D), (G, K, D) -> (G, N).
     """
 
-    def __init__(self, codebooks: Tensor, search: Callable[[Tensor, Tensor], Tensor] = peers.textbook) -> None:
+    def __init__(
+        self,
+        codebooks: Tensor,
+        search: Callable[[Tensor, Tensor], Tensor] = peers.textbook,
+        *,
+        shared: bool = False,
+    ) -> None:
         super().__init__()
-        self.search = search
-        self.codebooks = codebooks.clone()
-        self.embed_sum = codebooks.clone()
-        self.cluster_size = torch.ones(codebooks.shape[:-1], device=codebooks.device)
+        self.search, self.stages, self.shared = search, codebooks.shape[1], shared
+        self.codebooks = (codebooks[:, :1] if shared else codebooks).clone(memory_format=torch.contiguous_format)
+        self.embed_sum = self.codebooks.clone()
+        self.cluster_size = torch.ones(self.codebooks.shape[:-1], device=codebooks.device)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(1, N, G D) -> quantized, and the loss."""
-        groups, stages, codes, dim = self.codebooks.shape
+        groups, dim = len(self.codebooks), self.codebooks.shape[-1]
         rows = x.view(-1, groups, dim).transpose(0, 1)
         group = torch.arange(groups, device=x.device)[:, None]
         residual, total, loss = rows.detach(), torch.zeros_like(rows), x.new_zeros(())
-        for stage in range(stages):
-            indices = self.search(residual, self.codebooks[:, stage])
-            chosen = self.codebooks[group, stage, indices]
-            flat = (indices + group * codes).flatten()
-            sums = torch.zeros(groups * codes, dim, device=x.device).index_add_(0, flat, residual.flatten(0, 1))
-            counts = torch.bincount(flat, minlength=groups * codes).view(groups, codes).to(sums.dtype)
+        found = []
+        for stage in range(self.stages):
+            codes = self.codebooks[:, 0 if self.shared else stage]
+            indices = self.search(residual, codes)
+            chosen = codes[group, indices]
+            found.append(index_add(residual, indices, codes.shape[1]))
             loss = loss + F.mse_loss(rows - total, chosen)
-            self.cluster_size[:, stage].mul_(0.99).add_(counts, alpha=0.01)
-            self.embed_sum[:, stage].mul_(0.99).add_(sums.view(groups, codes, dim), alpha=0.01)
-            size = self.cluster_size[:, stage]
-            number = size.sum(-1, keepdim=True)
-            size = (size + 1e-5) / (number + codes * 1e-5) * number
-            self.codebooks[:, stage] = self.embed_sum[:, stage] / size.unsqueeze(-1)
             residual, total = residual - chosen, total + chosen
+        sums, counts = (torch.stack(parts, 1) for parts in zip(*found, strict=True))
+        if self.shared:
+            sums, counts = sums.sum(1, keepdim=True), counts.sum(1, keepdim=True)
+        ema(self.codebooks, self.embed_sum, self.cluster_size, sums, counts)
         quantized = total.transpose(0, 1).reshape(x.shape)
-        return x + (quantized - x).detach(), loss / stages
+        return x + (quantized - x).detach(), loss / self.stages
 
 
 def ours(shape: Shape, codebooks: Tensor) -> nn.Module:
@@ -72,13 +73,14 @@ def ours(shape: Shape, codebooks: Tensor) -> nn.Module:
     dim = shape.G * shape.D
     module: nn.Module
     if shape.Q > 1:
-        module = fastvq.ResidualVQ(dim, shape.K, num_quantizers=shape.Q, rules=rules)
+        module = fastvq.ResidualVQ(dim, shape.K, num_quantizers=shape.Q, shared=shape.shared, rules=rules)
     elif shape.G > 1:
         module = fastvq.GroupedVQ(dim, shape.K, groups=shape.G, rules=rules)
     else:
         module = fastvq.VectorQuantize(dim, shape.K, rules=rules)
     module.to(codebooks.device)
     codes: Any = module.codebooks
+    codebooks = codebooks[:, :1] if shape.shared else codebooks
     for name in ("codebook", "embed_sum"):
         getattr(codes, name).copy_(codebooks.reshape(getattr(codes, name).shape))
     return module
@@ -87,10 +89,14 @@ def ours(shape: Shape, codebooks: Tensor) -> nn.Module:
 def contenders(shape: Shape, codebooks: Tensor, *, compiled: bool) -> dict[str, nn.Module]:
     """Modules that start from the same codes: ours, textbooks, and the peer in its faster forms."""
     modules: dict[str, nn.Module] = {"fastvq": ours(shape, codebooks)}
-    modules["torch textbook"] = TextbookVQ(codebooks)
-    modules["torch baddbmm"] = TextbookVQ(codebooks, peers.folded)
+    searches = {"torch textbook": peers.textbook, "torch baddbmm": peers.folded}
+    if codebooks.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        searches[peers.ONEDNN] = peers.onednn
+    for name, by in searches.items():
+        modules[name] = TextbookVQ(codebooks, by, shared=shape.shared)
     if compiled:
-        modules["torch compile"] = cast(nn.Module, torch.compile(TextbookVQ(codebooks), dynamic=False))
+        textbook = TextbookVQ(codebooks, shared=shape.shared)
+        modules["torch compile"] = cast(nn.Module, torch.compile(textbook, dynamic=False))
     if peers.installed(peers.VQP) and (shape.G == 1 or shape.Q == 1):
         modules[peers.VQP] = peers.vqp_module(shape, codebooks, grouped=shape.G > 1)
     return {name: module.train() for name, module in modules.items()}
@@ -104,83 +110,50 @@ def forward(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return result[0], result[2].sum() if result[2].dim() else result[2]
 
 
-def train_forward(module: nn.Module, x: Tensor) -> None:
-    """Forward pass and update."""
-    with torch.no_grad():
-        forward(module, x)
+def train_step(module: nn.Module, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Forward pass, update, and the gradient of the rows, given that of the quantized rows and 1 for the loss.
 
-
-def train_step(module: nn.Module, x: Tensor, grad: Tensor) -> None:
-    """Forward pass, update, and the gradient of the rows, given that of the quantized rows and 1 for the loss."""
+    Returns:
+        the quantized rows, and the gradient of the rows.
+    """
     rows = x.detach().requires_grad_()
-    torch.autograd.backward(forward(module, rows), (grad, None))
+    quantized, loss = forward(module, rows)
+    torch.autograd.backward((quantized, loss), (grad, None))
+    assert rows.grad is not None
+    return quantized.detach(), rows.grad
 
 
-def run(
-    shapes: Sequence[Shape],
-    *,
-    device: str = "cpu",
-    reps: int = 9,
-    seconds: float = 30.0,
-    compiled: bool = True,
-    measure: Measure = wall_ms,
-) -> list[Row]:
-    """Gates ours, then times every contender at every shape."""
-    implementation = fastvq.ops.explain(device)["nearest"][0]
-    rows = []
-    for shape in shapes:
-        x, codebooks = make_data(shape, device)
-        flat = x.transpose(0, 1).reshape(1, shape.N, shape.G * shape.D)
-        grad = torch.randn_like(flat)
-        module = ours(shape, codebooks).eval()
-        with torch.no_grad():
-            found = module(flat).indices.view(shape.N, shape.G, shape.Q).transpose(0, 1)
-        wrong = excess(x.contiguous(), codebooks, found)
-        if wrong:
-            raise SystemExit(f"gate: {wrong} rows got a code that is not the nearest at shape {shape.name}")
-        for pass_ in PASSES:
-            modules = contenders(shape, codebooks, compiled=compiled)
-            calls: dict[str, Callable[[], object]] = {
-                name: partial(train_forward, module, flat)
-                if pass_ == "train-forward"
-                else partial(train_step, module, flat, grad)
-                for name, module in modules.items()
-            }
-            timings = interleave(calls, reps=reps, seconds=seconds, measure=measure)
-            for name, timing in timings.items():
-                own = name == "fastvq"
-                rows.append(
-                    timed(
-                        shape,
-                        timing,
-                        op=type(modules["fastvq"]).__name__,
-                        pass_=pass_,
-                        impl=implementation if own else "",
-                        precision="exact" if own else "",
-                        peer="" if own else name,
-                        peer_version="" if own else peers.version(name),
-                        mismatch_rows=wrong if own else None,
-                    )
-                )
-                ratio = timing.median_ms / timings["fastvq"].median_ms
-                print(
-                    f"{shape.name} {pass_:14s} {name:26s} {timing.median_ms:9.2f} ms  {ratio:6.1f}x ours", flush=True
-                )
-    return rows
+def contest(shape: Shape, device: str, *, compiled: bool) -> Contest:
+    """A training step of the module of this shape."""
+    x, codebooks = make_data(shape, device)
+    flat = x.transpose(0, 1).reshape(1, shape.N, shape.G * shape.D)
+    grad = torch.randn_like(flat)
+    modules = contenders(shape, codebooks, compiled=compiled)
+    if 4 * shape.G * shape.N * shape.K > MATRIX_LIMIT:
+        modules = {"fastvq": modules["fastvq"]}
+    dense = x.contiguous()
+    indices = search(dense, codebooks)
+    unequal = excess(dense, codebooks, indices)
+    right, terms = (
+        lookup(indices, codes).transpose(0, 1).reshape(flat.shape) for codes in (codebooks, codebooks.abs())
+    )
+    sums, counts = by_stage(dense.double(), indices, codebooks.double())
+    magnitudes, _ = by_stage(dense.double().abs(), indices, -codebooks.double().abs())
+    if shape.shared:
+        codebooks = codebooks[:, :1]
+        sums, counts, magnitudes = (part.sum(1, keepdim=True) for part in (sums, counts, magnitudes))
+    expected, allowed = ema_expected(codebooks, sums, counts, magnitudes, counts.unsqueeze(-1) + shape.Q)
+    # Each stage's x + (q - x) is q but for two roundings, and the sum over the stages is rounded too.
+    slack = 2.0**-23 * (1 + shape.Q) * (flat.abs() + terms)
+    own: Any = modules["fastvq"]
 
+    def wrong(name: str, found: tuple[Tensor, Tensor]) -> int:
+        """Rows that are quantized to other codes than the oracle's, and for ours codes that did not move rightly."""
+        rows = ((found[0] - right).abs() > slack).view(shape.N, shape.G, shape.D).any(-1).sum()
+        if name:
+            return int(rows)
+        moved = own.codebooks.codebook.reshape(expected.shape)
+        return unequal + int(rows) + int(((moved - expected).abs() > allowed).any(-1).sum())
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [shape.name for shape in CPU]
-    parser.add_argument("--shapes", nargs="+", choices=names, default=names, help="which shapes")
-    parser.add_argument("--reps", type=int, default=9, help="rounds per shape and pass")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="CSV file that gets the rows")
-    options = parser.parse_args(arguments)
-    shapes = [shape for shape in CPU if shape.name in options.shapes]
-    write_rows(options.out, run(shapes, reps=options.reps, compiled=not options.no_compile))
-
-
-if __name__ == "__main__":
-    main()
+    calls: dict[str, Call] = {name: partial(train_step, module, flat, grad) for name, module in modules.items()}
+    return Contest({"exact": calls.pop("fastvq")}, calls, wrong)

@@ -124,7 +124,6 @@ def write_rows(path: Path, rows: Iterable[Row], device: str = "cpu") -> None:
     Raises:
         ValueError: the file has other columns than this version writes.
     """
-    run = environment(device) | {"run_id": uuid.uuid4().hex[:12]}
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = not path.exists()
     if not fresh:
@@ -136,12 +135,21 @@ def write_rows(path: Path, rows: Iterable[Row], device: str = "cpu") -> None:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if fresh:
             writer.writeheader()
-        for row in rows:
-            values = {name.rstrip("_"): value for name, value in asdict(row).items()}
-            for name in ("median_ms", "p20_ms", "p80_ms", "floor_ms", "peak_mib"):
-                if values[name] is not None:
-                    values[name] = f"{values[name]:.4g}"
-            writer.writerow({"schema": SCHEMA, **values, **run})
+        writer.writerows(as_text(rows, device))
+
+
+def as_text(rows: Iterable[Row], device: str = "cpu") -> list[dict[str, str]]:
+    """Rows as a CSV file holds them, under one new ``run_id``."""
+    run = {"schema": SCHEMA} | environment(device) | {"run_id": uuid.uuid4().hex[:12]}
+    found = []
+    for row in rows:
+        values = {name.rstrip("_"): value for name, value in asdict(row).items()}
+        for name in ("median_ms", "p20_ms", "p80_ms", "floor_ms", "peak_mib"):
+            if values[name] is not None:
+                values[name] = f"{values[name]:.4g}"
+        text = {name: "" if value is None else str(value) for name, value in values.items()}
+        found.append({name: (run | text)[name] for name in COLUMNS})
+    return found
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

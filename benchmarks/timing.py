@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import torch
+
 
 class Timing(NamedTuple):
     """Milliseconds over ``reps`` calls."""
@@ -32,6 +34,22 @@ def wall_ms(call: Callable[[], object]) -> float:
     result = call()
     elapsed = 1e3 * (time.perf_counter() - start)
     return result.ms if isinstance(result, Elapsed) else elapsed
+
+
+def event_measure(device: str) -> Measure:
+    """Milliseconds between two events on the device, its second-level cache written over before each call."""
+    wipe = torch.empty(2**28, dtype=torch.int8, device=device)
+
+    def measure(call: Callable[[], object]) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        wipe.zero_()
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end))
+
+    return measure
 
 
 def interleave(

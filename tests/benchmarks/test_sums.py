@@ -1,9 +1,8 @@
-"""The benchmark of codebook sums at toy sizes."""
+"""Codebook sums in plain torch agree, and a wrong one is counted."""
 
 import torch
 
 from fastvq.benchmarks import sums
-from fastvq.benchmarks.shapes import Shape
 
 
 def test_contenders_add_up_alike():
@@ -12,8 +11,12 @@ def test_contenders_add_up_alike():
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_rows_of_every_contender(capsys):
-    rows = sums.run((Shape("toy", 3, 40, 16, 8, 2),), reps=3)
-    assert [row.peer for row in rows] == ["", "torch one-hot", "torch index_add"]
-    assert all(row.median_ms > 0 and row.gate == "pass" and row.Q == 1 for row in rows)
-    assert "toy torch one-hot" in capsys.readouterr().out
+def test_sums_that_are_off_by_more_than_rounding_are_counted():
+    x, indices = torch.randn(3, 40, 8), torch.randint(16, (3, 40))
+    expected, magnitudes = sums.index_add(x.double(), indices, 16), sums.index_add(x.double().abs(), indices, 16)[0]
+    found, counts = sums.one_hot(x, indices, 16)
+    assert sums.wrong_sums(expected, magnitudes, 1, "", (found, counts)) == 0
+    used = int(indices[1, 0])
+    found[1, used, 3] += 1e-4 * magnitudes[1, used, 3]
+    counts[2, 7] += 1
+    assert sums.wrong_sums(expected, magnitudes, 1, "", (found, counts)) == 2
