@@ -28,8 +28,9 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     with _clear_errors(folder), _partial_folder(folder) as partial:
         with _named(partial, folder):
             yield partial
-        for file in partial.iterdir():
-            _flush(file)
+        for file in partial.rglob("*"):
+            if file.is_file():
+                _flush(file)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(partial, folder)

@@ -22,7 +22,7 @@ class Demo:
     """
 
     data: OptionalPath = None
-    """Your own motions: a file or folder of BVH, ASF/AMC, joint arrays or 272-dimensional features."""
+    """Your own motions: a file or folder of BVH, ASF/AMC, joint arrays, or features (272, HumanML3D, KIT-ML)."""
     out: OptionalPath = None
     """The run folder to write; runs/demo, or the first free of runs/demo-2, runs/demo-3, ... if absent."""
     seconds: float = 120.0
@@ -43,7 +43,7 @@ class Encode:
     checkpoint: str
     """A run folder, a folder of save_pretrained, or a name on the Hugging Face Hub."""
     data: Path
-    """Motions: a file or folder of BVH, ASF/AMC, joint arrays or 272-dimensional features."""
+    """Motions: a file or folder of BVH, ASF/AMC, joint arrays, or features (272, HumanML3D, KIT-ML)."""
     out: Path
     """The token file to write, ending in .safetensors."""
     split: OptionalText = None
@@ -90,7 +90,7 @@ class Evaluate:
     checkpoint: str
     """A run folder, a folder of save_pretrained, or a name on the Hugging Face Hub."""
     data: Path
-    """Motions: a file or folder of BVH, ASF/AMC, joint arrays or 272-dimensional features."""
+    """Motions: a file or folder of BVH, ASF/AMC, joint arrays, or features (272, HumanML3D, KIT-ML)."""
     split: str = "test"
     """The split to measure: train, test, another one that the data names, or all."""
     json: OptionalPath = None
@@ -116,7 +116,7 @@ class Render:
     out: Path
     """The file to write, ending in .html (all chosen clips) or .gif (one clip)."""
     data: OptionalPath = None
-    """Motions: a file or folder of BVH, ASF/AMC, joint arrays or 272-dimensional features."""
+    """Motions: a file or folder of BVH, ASF/AMC, joint arrays, or features (272, HumanML3D, KIT-ML)."""
     tokens: OptionalPath = None
     """A token file."""
     checkpoint: OptionalText = None

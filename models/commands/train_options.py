@@ -51,7 +51,8 @@ class Train:
     kind: Annotated[tyro.conf.Positional[Literal["motion-vqvae"]], tyro.conf.arg(metavar="motion-vqvae")]
     """The kind of model: the multi-group motion VQ-VAE."""
     data: Path
-    """Motions: a file or folder of BVH, ASF/AMC, joint arrays (.npz, .npy) or 272-dimensional features (.npy)."""
+    """Motions: a file or folder of BVH, ASF/AMC, joint arrays (.npz, .npy), or features of 272
+    columns, HumanML3D's 263 or KIT-ML's 251 (.npy)."""
     out: Path
     """The run folder to write."""
     options: Annotated[TrainOptions, tyro.conf.arg(name="")] = field(default_factory=TrainOptions)

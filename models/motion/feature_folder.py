@@ -55,39 +55,58 @@ def check_features(array: np.ndarray, path: Path) -> np.ndarray:
     with np.errstate(over="ignore"):
         features = np.ascontiguousarray(array, dtype=np.float32)
     check_finite(features, str(path))
-    if _has_rotations(features):
+    return raw_features(features, path, SLICES["joint_rotation"])
+
+
+def raw_features(features: np.ndarray, path: Path, rotations: slice) -> np.ndarray:
+    """Features as they are or, where they are normalised, as ``mean.npy`` and ``std.npy`` restore them.
+
+    Args:
+        features: (T, width) float32.
+        path: Their file; statistics lie beside it or in a folder above.
+        rotations: The columns that hold 6D rotations, by which raw features are known.
+
+    Raises:
+        UserError: The columns are no rotations either way.
+    """
+    if _has_rotations(features[:, rotations]):
         return features
-    statistics = find_statistics(path.parent)
+    statistics = find_statistics(path.parent, features.shape[1])
     if statistics is not None:
         mean, std = statistics
         restored = features * std + mean
-        if _has_rotations(restored):
+        if _has_rotations(restored[:, rotations]):
             return restored
     raise UserError(
-        f"{path}: columns {SLICES['joint_rotation'].start} to {WIDTH - 1} are no rotations, whose rows have length "
+        f"{path}: columns {rotations.start} to {rotations.stop - 1} are no rotations, whose rows have length "
         "1: these are other features, or normalised ones without their mean.npy and std.npy: give the raw ones"
     )
 
 
-def find_statistics(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """The (272,) mean and standard deviation in this folder or the nearest one above that has both (4 at most).
+def find_statistics(folder: Path, width: int = WIDTH, *, above: int = 3) -> tuple[np.ndarray, np.ndarray] | None:
+    """The (width,) mean and standard deviation in this folder or the nearest one above that has both.
+
+    Args:
+        folder: Where to begin.
+        width: Of the features.
+        above: How many folders above to look in.
 
     Raises:
         UserError: They are there but damaged, or of another shape.
     """
-    for place in (folder, *list(folder.parents)[:3]):
+    for place in (folder, *list(folder.parents)[:above]):
         found = {path.stem.lower(): path for path in sorted(place.glob("*.npy")) if is_statistics(path)}
         if set(found) == _STATISTICS:
             mean, std = (read_array(found[name]).astype(np.float32) for name in ("mean", "std"))
             for name, values in (("mean", mean), ("std", std)):
-                if values.shape != (WIDTH,):
-                    raise UserError(f"{found[name]}: expected the shape ({WIDTH},), got {values.shape}")
+                if values.shape != (width,):
+                    raise UserError(f"{found[name]}: expected the shape ({width},), got {values.shape}")
             return mean, std
     return None
 
 
-def _has_rotations(features: np.ndarray) -> bool:
-    rows = features[:, SLICES["joint_rotation"]].reshape(-1, 3)
+def _has_rotations(columns: np.ndarray) -> bool:
+    rows = columns.reshape(-1, 3)
     return abs(float(np.median(np.linalg.norm(rows, axis=-1))) - 1.0) <= _UNIT_LENGTH
 
 

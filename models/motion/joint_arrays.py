@@ -155,13 +155,11 @@ def write_joint_arrays(path: Path, clips: Sequence[Clip]) -> None:
         table.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def check_joints(array: np.ndarray, where: str) -> np.ndarray:
-    """(T, 22, 3) float32 positions, or a ``UserError`` that says what is wrong with them."""
-    if array.ndim != 3 or array.shape[1:] != (NUM_JOINTS, 3) or not len(array):
-        raise UserError(
-            f"{where}: expected joints of the shape (frames, {NUM_JOINTS}, 3), got {array.shape}: "
-            "give SMPL's 22 body joints in metres"
-        )
+def check_joints(array: np.ndarray, where: str, count: int = NUM_JOINTS) -> np.ndarray:
+    """(T, count, 3) float32 positions, or a ``UserError`` that says what is wrong with them."""
+    if array.ndim != 3 or array.shape[1:] != (count, 3) or not len(array):
+        remedy = "give SMPL's 22 body joints in metres" if count == NUM_JOINTS else "give at least one frame"
+        raise UserError(f"{where}: expected joints of the shape (frames, {count}, 3), got {array.shape}: {remedy}")
     with np.errstate(over="ignore"):
         joints = np.ascontiguousarray(array, dtype=np.float32)
     check_finite(joints, where)

@@ -1,4 +1,4 @@
-"""Motions from any file or folder: BVH, ASF/AMC, joint arrays, 272-dimensional features, or all of them mixed.
+"""Motions from any file or folder: BVH, ASF/AMC, joint arrays, features of 272, 263 or 251 columns, or all mixed.
 
 Kinds are told by the ending of a file and, where that says nothing, by how its content begins. Folders are
 searched to the bottom, links followed, files taken in the order of their paths. A motion's split is the one
@@ -21,7 +21,10 @@ from fastvq.models.errors import UserError
 from fastvq.models.files import find_files
 from fastvq.models.motion import asf_amc, bvh, feature_folder, joint_arrays
 from fastvq.models.motion.clip import Clip
+from fastvq.models.motion.features263 import joints_from_ric
 from fastvq.models.motion.features272 import Heading, joints_to_features
+from fastvq.models.motion.humanml3d_clips import LayoutMotion, doubles, joints_layout, layout_clips
+from fastvq.models.motion.humanml3d_folder import check_vectors, layout_of
 from fastvq.models.motion.mapping import MappingReport, read_mapping_file
 from fastvq.models.motion.placement import UpAxis, place
 from fastvq.models.motion.source import SourceMotion
@@ -47,7 +50,7 @@ _STARTS: tuple[tuple[bytes, Kind], ...] = (
     (b"PK\x03\x04", "archive"),
     (b"\x1f\x8b", "archive"),
 )
-_KINDS = "BVH (.bvh), ASF/AMC (.amc with its .asf), joint arrays (.npz, .npy) or 272-dimensional features (.npy)"
+_KINDS = "BVH (.bvh), ASF/AMC (.amc with its .asf), joint arrays (.npz, .npy) or features (.npy)"
 
 
 @dataclass
@@ -111,9 +114,10 @@ def load_clips(
         fps: Frames per second to resample to; None keeps each source's own.
         split: Only the clips of this split (``"train"``, ``"test"``, ...); None takes all.
         mapping_file: JSON of {SMPL name: source name} for skeletons whose joint names say too little.
-        scale: Metres per unit of BVH and AMC files; guessed from the body's size when None.
+        scale: Metres per unit of BVH, AMC, HumanML3D and KIT-ML files; guessed from the body's size when None.
         up_axis: Vertical axis of BVH and AMC files, ``"y"`` or ``"z"``; guessed when None.
-        source_fps: Frame rate of files that do not say theirs: AMC (120 when None), arrays (30 when None).
+        source_fps: Frame rate of files that do not say theirs: AMC (120 when None), arrays (30 when None),
+            HumanML3D (20 when None), KIT-ML (12.5 when None).
         heading: The heading variant that 272-dimensional features hold; detected when None
             (``feature_folder.detect_heading``).
         on_error: ``"skip"`` leaves files out that cannot be used, with a note, instead of raising.
@@ -133,9 +137,10 @@ def load_clips(
     report = LoadReport([], notes=notes)
     found: list[_Found] = []
     features: list[_Features] = []
+    layouts: list[LayoutMotion] = []
     for done, (file, kind) in enumerate(files, start=1):
         try:
-            found += _load_file(file, kind, options, features, report)
+            found += _load_file(file, kind, options, features, layouts, report)
         except UserError as error:
             if on_error == "raise":
                 raise
@@ -143,6 +148,9 @@ def load_clips(
         if progress is not None:
             progress(done, len(files), file.name)
     found += _feature_clips(features, options, report)
+    placed, more = layout_clips(layouts, scale=scale, fps=source_fps)
+    found += [_Found(one.path, clip) for one, clip in zip(layouts, placed, strict=True)]
+    report.notes += more
     found.sort(key=lambda one: (one.path, one.clip.name))
     clips = _with_splits(path, _with_unique_names(path, found), report)
     clips = [clip if fps is None else resample_clip(clip, fps) for clip in clips]
@@ -195,10 +203,13 @@ def _files(path: Path) -> tuple[list[tuple[Path, Kind]], list[str]]:
     everything = [file for file in everything if "__MACOSX" not in file.relative_to(path).parts]
     if not everything:
         raise UserError(f"{path}: the folder is empty: expected {_KINDS}")
-    kinds = [(file, _kind(file)) for file in everything]
+    twice = doubles(everything)
+    kinds = [(file, "companion" if file in twice else _kind(file)) for file in everything]
     motions = [(file, kind) for file, kind in kinds if kind not in ("archive", "companion", "other")]
     notes = [f"{file}: skipped, a link to what is not there" for file in broken]
     notes += [f"{file}: skipped, an archive: unpack it to use it" for file, kind in kinds if kind == "archive"]
+    if twice:
+        notes.append(f"skipped {len(twice)} files of joints whose features lie beside them, first {min(twice)}")
     others = Counter(file.suffix or file.name for file, kind in kinds if kind == "other")
     notes += [f"skipped {count} files {ending}: no kind of motion" for ending, count in sorted(others.items())]
     if not motions:
@@ -208,9 +219,14 @@ def _files(path: Path) -> tuple[list[tuple[Path, Kind]], list[str]]:
 
 
 def _load_file(
-    path: Path, kind: Kind, options: _Options, features: list[_Features], report: LoadReport
+    path: Path,
+    kind: Kind,
+    options: _Options,
+    features: list[_Features],
+    layouts: list[LayoutMotion],
+    report: LoadReport,
 ) -> list[_Found]:
-    """The clips of one file. Features are put aside: their variant is told from all of them together."""
+    """The clips of one file. Features are put aside: variant and unit are told from all of them together."""
     if kind in ("bvh", "amc"):
         return [_placed(path, _read_skeleton_file(path, kind, options), options, report)]
     if kind == "npz":
@@ -218,6 +234,14 @@ def _load_file(
         report.notes += notes
         return [_Found(path, clip) for clip in clips]
     array = joint_arrays.read_array(path)
+    layout = layout_of(array) if array.ndim == 2 else joints_layout(array, path)
+    if layout is not None:
+        if array.ndim == 2:
+            joints = joints_from_ric(check_vectors(array, path, layout), layout)
+        else:
+            joints = joint_arrays.check_joints(array, str(path), layout.joints)
+        layouts.append(LayoutMotion(path, layout, joints, feature_folder.read_description(path)))
+        return []
     if array.ndim != 3:
         text = feature_folder.read_description(path)
         features.append(_Features(path, feature_folder.check_features(array, path), text))
