@@ -9,6 +9,7 @@ from .categories import (
     CODE_NAMES,
     NUM_CATEGORIES,
     NUM_CODES,
+    PADDED_CODES,
     Category,
     Kind,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "MIRRORED_CODES",
     "NUM_CATEGORIES",
     "NUM_CODES",
+    "PADDED_CODES",
     "PHRASES",
     "Category",
     "Kind",

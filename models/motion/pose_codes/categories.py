@@ -150,3 +150,8 @@ def _constant(values: list[int]) -> np.ndarray:
 STARTS: np.ndarray = _constant([category.start for category in CATEGORIES])
 SIZES: np.ndarray = _constant([category.size for category in CATEGORIES])
 CATEGORY_OF_CODE: np.ndarray = _constant([c.index for c in CATEGORIES for _ in range(c.size)])
+
+# (70, 18) the codes of every category in a row of its own, its last code repeated to the length of the longest:
+# a (392, D) codebook taken at these is the (70, 18, D) one in which bin numbers are looked up.
+PADDED_CODES: np.ndarray = np.minimum(STARTS[:, None] + np.arange(SIZES.max()), (STARTS + SIZES - 1)[:, None])
+PADDED_CODES.setflags(write=False)

@@ -22,7 +22,9 @@ from fastvq.models.motion.pose_codes.categories import (
 class PoseCodes:
     """Codes of T frames.
 
-    ``codes[::4]``, ``codes[20:40]`` and ``codes[mask]`` hold the codes of some of the frames.
+    ``codes[::4]``, ``codes[mask]`` and ``codes[7]`` hold the codes of some of the frames; a loop goes through them
+    one by one. For a model, the sum of a frame's active rows of a (392, D) codebook is
+    ``k_hot @ codebook`` or, without the dense matrix, ``fastvq.functional.lookup(bins, codebook[PADDED_CODES])``.
 
     Attributes:
         indices: (T, 70) int64, the active code of every category, in [0, 392): column c holds a code of
@@ -79,8 +81,8 @@ class PoseCodes:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, frames: slice | np.ndarray) -> PoseCodes:
-        return PoseCodes(self.indices[frames])
+    def __getitem__(self, frames: int | slice | np.ndarray) -> PoseCodes:
+        return PoseCodes(self.indices[frames].reshape(-1, NUM_CATEGORIES))
 
     @property
     def bins(self) -> np.ndarray:
@@ -103,6 +105,11 @@ class PoseCodes:
 
         Args:
             codes: One code or (codes,) of them, as ``find_codes`` gives.
+
+        Raises:
+            UserError: One is no code.
         """
         wanted = np.asarray(codes)
+        if wanted.dtype.kind not in "iu" or ((wanted < 0) | (wanted >= NUM_CODES)).any():
+            raise UserError(f"pose codes are whole numbers from 0 to {NUM_CODES - 1}, got {codes}: see find_codes")
         return self.indices[:, CATEGORY_OF_CODE[wanted]] == wanted

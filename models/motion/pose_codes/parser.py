@@ -59,8 +59,11 @@ class PoseParser:
             The codes, 70 in every frame.
 
         Raises:
-            UserError: Another shape, no frames, NaN or infinity, or bodies too large to be in metres.
+            UserError: Another shape, no frames, NaN or infinity, bodies too large to be in metres, or noise that is
+                no generator.
         """
+        if noise is not None and not isinstance(noise, np.random.Generator):
+            raise UserError(f"noise must be a generator, such as numpy.random.default_rng(0), or None; got {noise!r}")
         joints = check_body(joints)
         indices = np.empty((len(joints), NUM_CATEGORIES), dtype=np.int64)
         for start in range(0, len(joints), BLOCK):

@@ -69,7 +69,15 @@ def _sentence(bins: np.ndarray, everything: bool) -> str:
         for category in CATEGORIES
         if category.kind is kind and (everything or _worth_saying(category, int(bins[category.index])))
     ]
-    return _joined([PHRASES[category.start + bins[category.index]] for category in chosen]) or AT_EASE
+    phrases = [PHRASES[category.start + bins[category.index]] for category in chosen]
+    # Facts keep the order of their kinds; within one, what lies at the body's middle comes first.
+    kinds = [_ORDER.index(category.kind) for category in chosen]
+    ranked = sorted(range(len(phrases)), key=lambda i: (kinds[i], _one_sided(phrases[i].other)))
+    return _joined([phrases[i] for i in ranked]) or AT_EASE
+
+
+def _one_sided(point: str) -> bool:
+    return point.startswith(("left", "right"))
 
 
 def _worth_saying(category: Category, index: int) -> bool:
@@ -95,7 +103,7 @@ def _joined(phrases: list[Phrase]) -> str:
 
 def _with_objects(subject: str, relation: str, others: list[str]) -> str:
     # The body's middle orients better than its limbs, and comes first.
-    ordered = sorted((other for other in others if other), key=lambda other: other.startswith(("left", "right")))
+    ordered = sorted((other for other in others if other), key=_one_sided)
     objects = [f"the {other}" for other in ordered]
     listed = " and ".join([", ".join(objects[:-1]), objects[-1]] if len(objects) > 1 else objects)
     return f"{subject} {relation} {listed}".rstrip()

@@ -6,7 +6,14 @@ import torch
 
 import fastvq.functional
 from fastvq.models.errors import UserError
-from fastvq.models.motion.pose_codes import CATEGORY_SLICES, CODE_NAMES, PoseCodes, PoseParser, find_codes
+from fastvq.models.motion.pose_codes import (
+    CATEGORY_SLICES,
+    CODE_NAMES,
+    PADDED_CODES,
+    PoseCodes,
+    PoseParser,
+    find_codes,
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +42,8 @@ def test_frames_are_taken_like_those_of_an_array(codes: PoseCodes):
     np.testing.assert_array_equal(codes[::4].indices, codes.indices[::4])
     mask = np.arange(len(codes)) % 3 == 0
     np.testing.assert_array_equal(codes[mask].indices, codes.indices[mask])
+    np.testing.assert_array_equal(codes[7].indices, codes.indices[7:8])
+    np.testing.assert_array_equal(np.concatenate([frame.indices for frame in codes]), codes.indices)
     assert len(codes[5:5]) == 0
     assert codes[5:5].k_hot.shape == (0, 392)
 
@@ -47,15 +56,17 @@ def test_has_answers_for_one_code_and_for_several(codes: PoseCodes):
     wanted = find_codes("left hand", "neck")
     np.testing.assert_array_equal(codes.has(wanted), codes.k_hot[:, wanted])
     np.testing.assert_array_equal(codes.has(int(wanted[0])), codes.k_hot[:, wanted[0]])
+    for wrong in (392, -1, [3, 500], 2.0):
+        with pytest.raises(UserError, match="pose codes are whole numbers from 0 to 391, got"):
+            codes.has(wrong)
 
 
 def test_lookup_of_a_padded_codebook_sums_the_active_rows(codes: PoseCodes):
     """The two ways to a pose latent agree: K-hot times codebook, and the library's fused lookup."""
     draw = torch.Generator().manual_seed(0)
     codebook = torch.randn(392, 16, generator=draw, dtype=torch.float64)
-    padded = torch.zeros(70, 18, 16, dtype=torch.float64)
-    for column, run in enumerate(CATEGORY_SLICES):
-        padded[column, : run.stop - run.start] = codebook[run]
+    padded = codebook[torch.tensor(PADDED_CODES)]
+    assert padded.shape == (70, 18, 16)
     expected = torch.from_numpy(codes.k_hot).double() @ codebook
     found = fastvq.functional.lookup(torch.from_numpy(codes.bins), padded)
     # Sums of 70 numbers of order 1 in two orders.

@@ -221,6 +221,11 @@ def test_noise_is_seeded_and_bounded(stand):
         assert near.sum() < 30 or 0.05 < changed.mean() < 0.6
 
 
+def test_noise_without_a_generator_is_refused(stand):
+    with pytest.raises(UserError, match=r"noise must be a generator, such as numpy.random.default_rng\(0\).* got 7"):
+        PoseParser().parse(stand({})[None], noise=7)
+
+
 def test_noise_goes_through_the_frames_in_order(stand):
     joints = random_bodies(stand, 2100)
     whole = PoseParser().parse(joints, noise=np.random.default_rng(4))
