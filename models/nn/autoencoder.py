@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastvq.models.nn.conv import Conv1d
+from fastvq.models.nn.conv import Conv1d, UpConv1d
 
 Activation = Literal["relu", "silu", "gelu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu}
@@ -129,7 +129,7 @@ class Decoder(nn.Module):
         self.stacks = nn.ModuleList(
             ResidualStack(width, depth, dilation_growth, activation) for _ in range(up_stages)
         )
-        self.ups = nn.ModuleList(Conv1d(width, width, 3, padding=1) for _ in range(up_stages))
+        self.ups = nn.ModuleList(UpConv1d(width, width) for _ in range(up_stages))
         self.conv_hidden = Conv1d(width, width, 3, padding=1)
         self.conv_out = Conv1d(width, output_dim, 3, padding=1)
 
@@ -142,8 +142,8 @@ class Decoder(nn.Module):
         """
         x = self.activation(masked(self.conv_in(masked(x, mask)), mask))
         for stack, up in zip(self.stacks, self.ups, strict=True):
-            x = stack(x, mask).repeat_interleave(2, dim=1)
+            x = up(stack(x, mask))
             mask = None if mask is None else mask.repeat_interleave(2, dim=1)
-            x = masked(up(x), mask)
+            x = masked(x, mask)
         x = self.activation(masked(self.conv_hidden(x), mask))
         return masked(self.conv_out(x), mask)

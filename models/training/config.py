@@ -80,7 +80,7 @@ class TrainConfig:
     precision: Precision = "fp32"
     """bf16 runs the convolutions under autocast; weights, codebooks and losses stay float32."""
     conv: ConvImplementation = "auto"
-    """Form of the convolutions; auto is im2col for bf16 on a CPU, conv1d otherwise."""
+    """Form of the convolutions; auto is taps for bf16 on a CPU, conv1d otherwise."""
     compile: bool = False
     """Compile encoder and decoder with torch.compile."""
     seed: int = 0

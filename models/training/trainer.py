@@ -20,13 +20,14 @@ from torch import Tensor
 
 from fastvq import metrics
 from fastvq.models.errors import UserError
-from fastvq.models.nn.conv import set_implementation
+from fastvq.models.nn.conv import fastest_implementation, set_implementation
 from fastvq.models.tokenizers import pretrained
 from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
 from fastvq.models.training.config import TrainConfig
 from fastvq.models.training.data import FeatureClip, feature_statistics, fingerprint
 from fastvq.models.training.environment import environment
 from fastvq.models.training.losses import TERMS
+from fastvq.models.training.optimizer import DenseAdamW
 from fastvq.models.training.reporting import Reporter
 from fastvq.models.training.run_folder import RunFolder, load_trainer
 from fastvq.models.training.sections import SectionTimer
@@ -170,10 +171,13 @@ class _Run:
         self.model = MotionVQVAE(config.model, mean=mean, std=std).to(self.device).train()
         if config.start_from is not None and folder.last() is None:
             start_from(self.model, config.start_from)
-        set_implementation(self.model, config.conv)
+        # Spelt out, since the weights then lie as the convolutions read them.
+        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        conv = fastest_implementation(self.device, dtype) if config.conv == "auto" else config.conv
+        set_implementation(self.model, conv)
         self.timer = SectionTimer(config.profile_sections, self.device)
         self.timer.wrap_method(self.model.quantizer.codebooks, "update_", "codebook_update")
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = DenseAdamW(
             self.model.parameters(),
             lr=config.lr,
             betas=config.betas,

@@ -30,7 +30,7 @@ def test_wide_dilations_come_first():
         assert [block.conv_in.dilation for block in stage.blocks] == [9, 3, 1]
 
 
-@pytest.mark.parametrize("implementation", ["conv1d", "im2col"])
+@pytest.mark.parametrize("implementation", ["conv1d", "taps"])
 @pytest.mark.parametrize("activation", ["relu", "silu", "gelu"])
 def test_a_padded_sequence_is_treated_as_alone(activation, implementation):
     torch.manual_seed(0)

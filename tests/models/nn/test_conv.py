@@ -6,19 +6,22 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fastvq.models import storage
-from fastvq.models.nn.conv import Conv1d, set_implementation
+from fastvq.models.nn.conv import Conv1d, UpConv1d, set_implementation
+from fastvq.models.training.optimizer import DenseAdamW
 
 CASES = [
-    # kernel, stride, padding, dilation
+    # kernel, stride, padding, dilation; the last two read beside short sequences with whole taps
     (1, 1, 0, 1),
     (3, 1, 1, 1),
     (3, 1, 9, 9),
     (4, 2, 1, 1),
     (3, 2, 0, 2),
+    (3, 3, 4, 2),
+    (3, 1, 20, 20),
 ]
 
 
-def pair(case, implementation="im2col", channels=(5, 7)):
+def pair(case, implementation="taps", channels=(5, 7)):
     """Our convolution and PyTorch's with the same weights, in float64."""
     kernel, stride, padding, dilation = case
     torch.manual_seed(0)
@@ -30,7 +33,7 @@ def pair(case, implementation="im2col", channels=(5, 7)):
     return ours, theirs
 
 
-@pytest.mark.parametrize("implementation", ["conv1d", "im2col"])
+@pytest.mark.parametrize("implementation", ["conv1d", "taps"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("batch", "frames"), [(3, 16), (1, 5), (0, 8)])
 def test_values_and_gradients_are_those_of_conv1d(case, implementation, batch, frames):
@@ -46,6 +49,26 @@ def test_values_and_gradients_are_those_of_conv1d(case, implementation, batch, f
         torch.testing.assert_close(gradient, other, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(("batch", "frames"), [(3, 16), (1, 1), (0, 8)])
+def test_doubling_frames_and_convolving_in_one_is_the_same(batch, frames):
+    torch.manual_seed(0)
+    folded = UpConv1d(5, 7).double()
+    plain = Conv1d(5, 7, 3, padding=1).double()
+    plain.load_state_dict(folded.state_dict())
+    x = torch.randn(batch, frames, 5, dtype=torch.float64, requires_grad=True)
+    expected = plain(x.repeat_interleave(2, dim=1))
+    upstream = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, [x, *plain.parameters()], upstream)
+    for implementation in ("conv1d", "taps"):
+        set_implementation(folded, implementation)
+        y = folded(x)
+        # At most 3 * 5 products a sum, each of order 1.
+        torch.testing.assert_close(y, expected, rtol=0, atol=1e-14)
+        found = torch.autograd.grad(y, [x, *folded.parameters()], upstream)
+        for gradient, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(gradient, other, rtol=0, atol=1e-12)
+
+
 def test_one_frame_and_strided_input():
     ours, theirs = pair((3, 1, 1, 1))
     x = torch.randn(2, 5, 1, dtype=torch.float64).transpose(1, 2)
@@ -53,11 +76,17 @@ def test_one_frame_and_strided_input():
     torch.testing.assert_close(ours(x), theirs(x.transpose(1, 2)).transpose(1, 2), rtol=0, atol=1e-14)
 
 
-def test_the_matrix_of_the_weights_is_a_view():
+def test_weights_lie_as_the_implementation_reads_them():
     conv = Conv1d(6, 4, 3)
-    assert conv.weight.shape == (4, 6, 3)
-    assert conv.weight.permute(0, 2, 1).is_contiguous()
-    assert conv.weight.permute(0, 2, 1).flatten(1).data_ptr() == conv.weight.data_ptr()
+    before = conv.weight.clone()
+    for implementation, order in (("taps", (2, 0, 1)), ("conv1d", (0, 1, 2)), ("auto", (0, 1, 2))):
+        set_implementation(conv, implementation)
+        assert conv.weight.shape == (4, 6, 3)
+        assert torch.equal(conv.weight, before)
+        assert conv.weight.permute(order).is_contiguous()
+        conv.zero_grad()
+        conv(torch.randn(2, 8, 6)).sum().backward()
+        assert conv.weight.grad.stride() == conv.weight.stride()
 
 
 def test_memory_order_survives_loading_copying_and_casting(tmp_path):
@@ -72,12 +101,14 @@ def test_memory_order_survives_loading_copying_and_casting(tmp_path):
         assert module.weight.stride() == order
 
 
-@pytest.mark.parametrize("implementation", ["conv1d", "im2col"])
+@pytest.mark.parametrize("implementation", ["conv1d", "taps"])
 def test_fused_optimizer_and_clipping_agree_with_plain_ones(implementation):
     results = {}
     for fused in (False, True):
         ours, _ = pair((3, 1, 1, 1), implementation)
-        optimizer = torch.optim.AdamW(ours.parameters(), lr=1e-2, betas=(0.9, 0.99), fused=fused)
+        optimizer = (DenseAdamW if fused else torch.optim.AdamW)(
+            ours.parameters(), lr=1e-2, betas=(0.9, 0.99), fused=fused
+        )
         generator = torch.Generator().manual_seed(1)
         for _ in range(5):
             x = torch.randn(2, 8, 5, dtype=torch.float64, generator=generator)
@@ -91,27 +122,25 @@ def test_fused_optimizer_and_clipping_agree_with_plain_ones(implementation):
     torch.testing.assert_close(results[True], results[False], rtol=0, atol=1e-13)
 
 
-def test_auto_takes_im2col_for_bfloat16_on_a_cpu_only(monkeypatch):
-    calls = []
-    columns = Conv1d._columns
-    monkeypatch.setattr(Conv1d, "_columns", lambda self, x: calls.append(x.dtype) or columns(self, x))
+def test_auto_takes_taps_for_bfloat16_on_a_cpu_only():
     conv, x = Conv1d(5, 7, 3, padding=1), torch.randn(2, 8, 5)
-    assert conv(x).dtype == torch.float32
-    assert calls == []
+    assert conv._form(x) == "conv1d"
+    assert conv._form(x.to(torch.bfloat16)) == "taps"
+    assert conv._form(x.to("meta", torch.bfloat16)) == "conv1d"
     with torch.autocast("cpu", torch.bfloat16):
         assert conv(x).dtype == torch.bfloat16
-    assert calls == [torch.bfloat16]
 
 
 def test_bfloat16_forms_agree():
     conv, x = Conv1d(5, 7, 3, padding=1), torch.randn(2, 8, 5)
     outputs = []
-    for implementation in ("conv1d", "im2col"):
+    for implementation in ("conv1d", "taps"):
         set_implementation(conv, implementation)
         with torch.autocast("cpu", torch.bfloat16):
             outputs.append(conv(x).float())
-    # Both multiply the same bfloat16 numbers and add in float32; the result is rounded once to 8 bits.
-    torch.testing.assert_close(*outputs, rtol=2**-7, atol=2**-9)
+    # Both multiply the same bfloat16 numbers and add in float32. One rounds the sum to 8 bits, the other after each of
+    # its three taps, sums below 2 in size: four roundings of at most 2**-8 apart.
+    torch.testing.assert_close(*outputs, rtol=0, atol=4 * 2**-8)
 
 
 def test_unknown_implementation_is_refused():

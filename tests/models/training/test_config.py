@@ -32,7 +32,7 @@ def test_learning_rate_rises_then_steps_down():
         ({"window": 62}, "window must be a multiple of the 4 frames of a token, got 62: use 60"),
         ({"window": 3}, "window must be an integer of at least 4, got 3"),
         ({"precision": "fp16"}, "precision must be one of fp32, bf16, got 'fp16'"),
-        ({"conv": "fft"}, "conv must be one of auto, conv1d, im2col, got 'fft'"),
+        ({"conv": "fft"}, "conv must be one of auto, conv1d, taps, got 'fft'"),
         ({"lr": 0.0}, "lr must be a number above 0, got 0.0"),
         ({"lr": float("inf")}, "lr must be a number above 0, got inf"),
         ({"gamma": 1.5}, "gamma must be a number above 0 and at most 1, got 1.5"),

@@ -87,9 +87,9 @@ def rows(folder):
     [
         {},
         {"precision": "bf16"},
-        {"conv": "im2col", "grad_clip": 0.5, "weight_decay": 0.01},
+        {"conv": "taps", "grad_clip": 0.5, "weight_decay": 0.01},
     ],
-    ids=["fp32", "bf16", "im2col"],
+    ids=["fp32", "bf16", "taps"],
 )
 def test_a_killed_run_ends_with_the_same_weights(config, clips, tmp_path, monkeypatch, changes):
     config = dataclasses.replace(config, **changes)
