@@ -205,6 +205,18 @@ def bench(
     return int(bool(failures))
 
 
+def compare_files(before: Path, after: Path, console: Console) -> int:
+    """:func:`fastvq.benchmarks.compare.show` of two CSV files.
+
+    Raises:
+        ValueError: no such file, another schema, or nothing in common.
+    """
+    for path in (before, after):
+        if not path.is_file():
+            raise ValueError(f"{path} is no file: give a CSV file of benchmark rows")
+    return compare.show(read_rows(before), read_rows(after), console)
+
+
 def make_console() -> Console:
     """Standard output: numbers not coloured, brackets left alone; in a file as wide as the table."""
     width = None if sys.stdout.isatty() else 100
@@ -225,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = make_console()
     try:
         if options.compare:
-            return compare.show(*map(read_rows, options.compare), console)
+            return compare_files(options.compare[0], options.compare[1], console)
         settings = Settings(options.device, compiled=not options.quick, quick=options.quick)
         return bench(console, settings, ops=options.ops, shapes=options.shapes, out=options.out, html=options.html)
     except (ValueError, OSError) as error:

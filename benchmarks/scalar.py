@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as nnF
@@ -140,7 +140,7 @@ def sim_contest(shape: Shape, device: str, *, compiled: bool) -> Contest:
         .to(device)
         .train()
     )
-    weight = ours.transforms[0].weight.detach().clone()
+    weight = cast(nn.Linear, ours.transforms[0]).weight.detach().clone()
     codebook = ours.codebook.detach()
     indices = ours.encode(x)
     unequal = excess(x, codebook.unsqueeze(0), indices.unsqueeze(-1))

@@ -22,6 +22,7 @@ COMMANDS = {
     "decode": "turn a file of tokens back into motions, as BVH or joint arrays",
     "evaluate": "measure how well a tokenizer keeps motions",
     "render": "show motions or tokens as a page with moving skeletons, or as a GIF",
+    "bench": "measure every op and module beside other libraries, with what the hardware allows",
     "tune": "measure launch configurations on a GPU, and keep what is faster than the table",
     "doctor": "tell which device, versions and kernels are in use, and why",
 }

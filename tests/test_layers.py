@@ -28,6 +28,10 @@ FORBIDDEN = {
     "benchmarks": (),
 }
 
+BENCH = (
+    ROOT / "models" / "commands" / "bench.py"
+)  # the one place above that knows the benchmarks, and imports them late
+
 
 def project_imports(path: Path, package: str) -> set[str]:
     """The modules of the project that a file imports, relative imports resolved."""
@@ -55,10 +59,22 @@ def test_imports_point_down(folder):
     for path in files:
         package = ".".join([LAYERS[folder], *path.relative_to(ROOT / folder).parent.parts])
         for name in project_imports(path, package):
+            if path == BENCH and within(name, "fastvq.benchmarks"):
+                continue
             assert any(within(name, allowed) for allowed in ALLOWED[folder]), f"{path.name} imports {name}"
             assert not any(within(name, bad) for bad in FORBIDDEN[folder]), f"{path.name} imports {name}"
             if folder == "models" and not within(name, "fastvq.models"):
                 assert not any(part.startswith("_") for part in name.split(".")), f"{path.name} imports {name}"
+
+
+def test_benchmarks_are_imported_when_they_run_and_not_before():
+    tree = ast.parse(BENCH.read_text())
+    late = [node for part in tree.body if isinstance(part, ast.FunctionDef) for node in ast.walk(part)]
+    imports = [
+        node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and "benchmarks" in (node.module or "")
+    ]
+    assert imports
+    assert all(node in late for node in imports)
 
 
 def test_implementations_do_not_import_each_other():

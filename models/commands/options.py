@@ -11,6 +11,9 @@ import tyro
 
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(optional)")]
 OptionalText = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(optional)")]
+OptionalPair = Annotated[
+    tuple[Path, Path] | None, tyro.conf.arg(metavar="PATH PATH", help_behavior_hint="(optional)")
+]
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,33 @@ class Render:
 
 
 @dataclass(frozen=True)
+class Bench:
+    """Measure every op and module beside other libraries, on this machine, after its results were compared.
+
+    Prints a table: times, ratios, the share of them that the hardware needs at least, peak memory, wrong rows. Takes
+    under ten minutes on two cores; keep the machine quiet. Libraries that are not installed are left out:
+    pip install "fastvq-torch[bench]" brings them.
+    """
+
+    ops: tuple[str, ...] = ()
+    """Which ops and modules, such as nearest or GroupedVQ; all if absent."""
+    shapes: tuple[str, ...] = ()
+    """Which sizes, by their names in the table; all if absent."""
+    device: str = "cpu"
+    """cpu, cuda or cuda:N."""
+    out: OptionalPath = None
+    """CSV file that gets the rows, behind those that it has."""
+    html: OptionalPath = None
+    """Page with tables and figures to write, ending in .html."""
+    compare: OptionalPair = None
+    """Measure nothing, and show which ratios moved from one file of rows to another; exit code 1 if ours fell."""
+    quick: bool = False
+    """Toy sizes, without torch.compile: whether everything runs and agrees. Times mean nothing."""
+    overwrite: bool = False
+    """Replace --html if it exists."""
+
+
+@dataclass(frozen=True)
 class Tune:
     """Measure launch configurations of the search on a GPU, and keep what is faster than the built-in table.
 
@@ -179,6 +209,7 @@ _COMMANDS = {
     "decode": Decode,
     "evaluate": Evaluate,
     "render": Render,
+    "bench": Bench,
     "tune": Tune,
     "doctor": Doctor,
 }
