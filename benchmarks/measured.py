@@ -142,6 +142,11 @@ class Comparison:
         return row.median_ms / mine.median_ms, row.p20_ms / mine.p80_ms, row.p80_ms / mine.p20_ms
 
 
+def unit_cost(milliseconds: float, letter: str, shape: Shape) -> float:
+    """ns a row, for each unit of the size that grows where that is another: flat where the cost is linear."""
+    return 1e6 * milliseconds / shape.N / (1 if letter == "N" else getattr(shape, letter))
+
+
 def _number(row: Mapping[str, str], name: str, number: int) -> float:
     try:
         value = float(row[name])

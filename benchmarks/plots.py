@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from fastvq.benchmarks.measured import COPY, MACHINE, SCALING, SEARCHES, SECTION, Comparison, Measured
+from fastvq.benchmarks.measured import COPY, MACHINE, SCALING, SEARCHES, SECTION, Comparison, Measured, unit_cost
 from fastvq.benchmarks.shapes import Shape
 from fastvq.models.rendering.bars import Factor, factor_chart, stack_chart
 from fastvq.models.rendering.charts import Series, line_chart
@@ -155,12 +155,12 @@ def scaling_cards(rows: Sequence[Measured], palette: Mapping[str, int]) -> list[
         fixed = [part for part in sizes(line[0].shape).split(", ") if not part.startswith(axis)]
 
         def cost(row: Measured, axis: str = axis) -> float:
-            return 1e6 * row.median_ms / row.shape.N / (1 if axis == "N" else getattr(row.shape, axis))
+            return unit_cost(row.p20_ms, axis, row.shape)
 
         def size(row: Measured, axis: str = axis) -> float:
             return float(getattr(row.shape, axis))
 
-        chart = _lines(line, palette, size, cost, axis, f"ns per {UNITS[axis]}", zero=True)
+        chart = _lines(line, palette, size, cost, axis, f"ns per {UNITS[axis]}")
         cards.append(
             card(f"{op}, {pass_.removeprefix(SCALING)} grows", f"{', '.join(fixed)}. Flat is linear.", chart)
         )
@@ -206,15 +206,13 @@ def _lines(
     y: Callable[[Measured], float],
     x_label: str,
     y_label: str,
-    *,
-    zero: bool = False,
 ) -> str:
     series = []
     for contender, line in grouped(rows, lambda row: row.contender).items():
         line = sorted(line, key=x)
         ys = [y(row) for row in line]
         series.append(Series(contender, [x(row) for row in line], ys, colour=palette[contender], marks=True))
-    return line_chart(series, x_label=x_label, y_label=y_label, log=not zero, log_x=True)
+    return line_chart(series, x_label=x_label, y_label=y_label, log=True, log_x=True)
 
 
 def _factor_cards(
@@ -236,10 +234,9 @@ def _factor_cards(
         for row in mine:
             value, low, high = ratio(row) or (1.0, 1.0, 1.0)
             name = f"{row.op} {row.shape.name}" if several else row.shape.name
-            full = f"{name}: {sizes(row.shape)}"
-            heading = full if len(full) <= HEADING else name
-            if len({other.dtype for other in mine}) > 1:
-                heading += f", {row.dtype}"
+            dtype = f", {row.dtype}" if len({other.dtype for other in mine}) > 1 else ""
+            full = f"{name}: {sizes(row.shape)}{dtype}"
+            heading = full if len(full) <= HEADING else name + dtype
             groups.setdefault(heading, []).append(Factor(row.contender, value, low, high))
         title = f"{model}, {pass_}" if model else pass_ if several else f"{mine[0].op}, {pass_}"
         cards.append(card(title, note, factor_chart(groups, x_label=x_label)))

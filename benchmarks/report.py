@@ -179,7 +179,7 @@ def _peers(rows: Sequence[Measured], comparison: Comparison) -> str:
     heads = ("Comparisons", "Least", "Median", "Greatest")
     return (
         '<section id="peers"><h2>Each peer</h2><p>Its time over ours, in every comparison of this page.</p>'
-        '<div class="scroll"><table class="numbers"><thead><tr><th scope="col">Peer</th>'
+        '<div class="across"><table class="numbers"><thead><tr><th scope="col">Peer</th>'
         + "".join(f'<th scope="col" class="number">{head}</th>' for head in heads)
         + '<th scope="col">Faster than fastvq at</th></tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div></section>"
@@ -257,7 +257,7 @@ def _sources(every: Sequence[Measured], shown: Sequence[Measured], runs: Mapping
     return (
         '<section id="sources"><h2>Where the numbers come from</h2>'
         f"<p>Every row names its run, and ratios never cross runs.{note}</p>"
-        '<div class="scroll"><table class="compact"><thead><tr>'
+        '<div class="across"><table class="compact"><thead><tr>'
         + "".join(f'<th scope="col">{head}</th>' for head in heads)
         + f"</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
         "<h3>To measure again</h3><p>On a machine with nothing else to do:</p>"
