@@ -11,7 +11,7 @@ next frame. What the format does, and what follows from it:
 - The turn [0] is the arcsine of a quaternion's component. Published files hold it with the wrong sign in the
   one frame in which the heading passes half a turn from where it began, since the quaternion's other half is
   not looked at; from there on they decode to a body that walks elsewhere. ``"continuous"`` writes the right
-  sign, ``"published"`` the other.
+  sign, ``"published"`` the other; files read from folders are corrected (``published_turns``).
 
 Accuracy: ``joints_from_ric`` returns what the format keeps, within 1e-5 m; ``joints_from_rotations`` poses
 a skeleton of fixed bones, so it is off by as much as bones of the recording change their lengths, and

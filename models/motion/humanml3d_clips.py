@@ -13,6 +13,7 @@ from fastvq.models.motion.humanml3d_folder import JOINTS, VECTORS
 from fastvq.models.motion.kit_to_smpl import kit_to_smpl, toes_side
 from fastvq.models.motion.layout263 import HUMANML3D, KIT_ML, LAYOUTS, Layout
 from fastvq.models.motion.leg_units import leg_length, metres_per_unit
+from fastvq.models.motion.published_turns import turns_note
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class LayoutMotion:
         layout: Whose it is.
         joints: (T, J, 3) float32 in the file's unit.
         text: Its description.
+        corrected: Number of turns whose sign was wrong (``published_turns``).
     """
 
     path: Path
     layout: Layout
     joints: np.ndarray
     text: str
+    corrected: int = 0
 
 
 def joints_layout(array: np.ndarray, path: Path) -> Layout | None:
@@ -66,7 +69,7 @@ def layout_clips(
     Raises:
         UserError: The legs fit no unit, or the scale is not positive.
     """
-    notes: list[str] = []
+    notes = turns_note([motion.corrected for motion in motions if motion.corrected])
     units: dict[str, float] = {}
     exchanged = False
     for layout in LAYOUTS:

@@ -6,7 +6,8 @@
     train.txt val.txt test.txt  a name in a line; any other ``<split>.txt`` is a split too
     Mean.npy Std.npy            (263,) or (251,)
 
-Files hold no unit of length. It is told from the leg (``leg_units``), and features, mean and standard
+Turns that published files hold with the wrong sign are corrected (``published_turns``). Files hold no unit of
+length. It is told from the leg (``leg_units``), and features, mean and standard
 deviation are returned in metres.
 """
 
@@ -27,6 +28,7 @@ from fastvq.models.motion.joint_arrays import read_array
 from fastvq.models.motion.layout263 import LAYOUTS, Layout
 from fastvq.models.motion.leg_units import leg_length, metres_per_unit, scale_features
 from fastvq.models.motion.placement import check_finite
+from fastvq.models.motion.published_turns import correct_turns, turns_note
 
 VECTORS, JOINTS, TEXTS = "new_joint_vecs", "new_joints", "texts"
 # As in any other folder of motions.
@@ -103,13 +105,15 @@ def read_folder(
     read: dict[Path, np.ndarray] = {}
     layout: Layout | None = None
     short = 0
+    corrected: list[int] = []
     for file in files:
         try:
             array = read_array(file)
             layout = _same_layout(array, file, layout)
             if source.name == VECTORS:
                 _check_partner(root / JOINTS / file.name, len(array), layout)
-                read[file] = check_vectors(array, file, layout)
+                read[file], signs = correct_turns(check_vectors(array, file, layout), layout)
+                corrected += [signs] if signs else []
             else:
                 check_finite(array, str(file))
                 read[file] = array
@@ -121,6 +125,7 @@ def read_folder(
         if len(array) < MIN_FRAMES:
             short += 1
             del read[file]
+    notes += turns_note(corrected)
     if short:
         notes.append(f"skipped {short} clips of fewer than {MIN_FRAMES} frames")
     if layout is None or not read:

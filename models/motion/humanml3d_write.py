@@ -14,6 +14,7 @@ from fastvq.models.motion.features263 import check_features, joints_from_ric, jo
 from fastvq.models.motion.humanml3d_folder import JOINTS, TEXTS, VECTORS, VectorClip
 from fastvq.models.motion.humanml3d_texts import Caption, caption_lines
 from fastvq.models.motion.layout263 import HUMANML3D, Layout
+from fastvq.models.motion.mirror import mirror_features, mirror_text
 from fastvq.models.motion.statistics263 import feature_statistics
 from fastvq.models.motion.transform import resample
 from fastvq.models.storage import replacing_folder
@@ -38,6 +39,19 @@ def vector_clip(clip: Clip, *, lengths: np.ndarray | None = None) -> VectorClip:
     moved = joints if lengths is None else retarget(joints, lengths)
     captions = (Caption(clip.text),) if clip.text else ()
     return VectorClip(clip.name, joints_to_features(moved), captions, clip.split)
+
+
+def mirror_vectors(clip: VectorClip, *, prefix: str = "M") -> VectorClip:
+    """The clip as seen in a mirror, its descriptions included, named as the data sets name such: M000001.
+
+    Raises:
+        UserError: The features are neither HumanML3D's nor KIT-ML's.
+    """
+    captions = tuple(
+        caption._replace(text=mirror_text(caption.text), tokens=tuple(map(mirror_text, caption.tokens)))
+        for caption in clip.captions
+    )
+    return VectorClip(prefix + clip.name, mirror_features(clip.features), captions, clip.split)
 
 
 def write_folder(

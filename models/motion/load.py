@@ -27,6 +27,7 @@ from fastvq.models.motion.humanml3d_clips import LayoutMotion, doubles, joints_l
 from fastvq.models.motion.humanml3d_folder import check_vectors, layout_of
 from fastvq.models.motion.mapping import MappingReport, read_mapping_file
 from fastvq.models.motion.placement import UpAxis, place
+from fastvq.models.motion.published_turns import correct_turns
 from fastvq.models.motion.source import SourceMotion
 from fastvq.models.motion.transform import resample_clip
 
@@ -236,11 +237,13 @@ def _load_file(
     array = joint_arrays.read_array(path)
     layout = layout_of(array) if array.ndim == 2 else joints_layout(array, path)
     if layout is not None:
+        text, corrected = feature_folder.read_description(path), 0
         if array.ndim == 2:
-            joints = joints_from_ric(check_vectors(array, path, layout), layout)
+            values, corrected = correct_turns(check_vectors(array, path, layout), layout)
+            joints = joints_from_ric(values, layout)
         else:
             joints = joint_arrays.check_joints(array, str(path), layout.joints)
-        layouts.append(LayoutMotion(path, layout, joints, feature_folder.read_description(path)))
+        layouts.append(LayoutMotion(path, layout, joints, text, corrected))
         return []
     if array.ndim != 3:
         text = feature_folder.read_description(path)

@@ -10,12 +10,14 @@ from fastvq.models.motion.clip import Clip
 from fastvq.models.motion.features263 import bone_lengths, canonicalise, joints_from_ric, joints_to_features
 from fastvq.models.motion.humanml3d_folder import VectorClip, read_folder
 from fastvq.models.motion.humanml3d_texts import Caption
-from fastvq.models.motion.humanml3d_write import vector_clip, write_folder
+from fastvq.models.motion.humanml3d_write import mirror_vectors, vector_clip, write_folder
 from fastvq.models.motion.kit_skeleton import KIT_JOINT_NAMES
 from fastvq.models.motion.kit_to_smpl import kit_to_smpl
 from fastvq.models.motion.layout263 import HUMANML3D, KIT_ML, KIT_UNIT
 from fastvq.models.motion.load import load_clips
+from fastvq.models.motion.mirror import mirror, mirror_text
 from fastvq.models.motion.procedural import generate_clips
+from fastvq.models.motion.rotation import yaw_matrix
 from fastvq.models.motion.skeleton import JOINT_NAMES
 from fastvq.models.motion.statistics263 import feature_statistics
 from fastvq.models.motion.transform import resample
@@ -98,6 +100,36 @@ def test_one_split_by_its_file(clips: list[Clip], folder: Path):
     (folder / "mine.txt").write_text("absent\n")
     with pytest.raises(UserError, match="none of its 1 names has a file"):
         read_folder(folder, split="mine")
+
+
+def test_mirrored_clips_are_written_beside(clips: list[Clip], tmp_path: Path):
+    made = [vector_clip(clip) for clip in clips]
+    write_folder(tmp_path / "both", [*made, *map(mirror_vectors, made)])
+    read = {clip.name: clip for clip in read_folder(tmp_path / "both").clips}
+    for clip in clips:
+        mirrored = read[f"M{clip.name}"]
+        expected = joints_to_features(mirror(resample(clip.joints, clip.fps, 20)))
+        np.testing.assert_allclose(mirrored.features, expected, atol=5e-6)
+        assert mirrored.captions[0].text == mirror_text(clip.text)
+        assert mirrored.split == clip.split
+    tagged = VectorClip("a", made[0].features, (Caption("turns left", ("turn/VERB", "left/ADV")),))
+    assert mirror_vectors(tagged).captions == (Caption("turns right", ("turn/VERB", "right/ADV")),)
+
+
+def test_published_turns_are_corrected_and_told(tmp_path: Path):
+    pose = generate_clips(7, seed=0)[6].joints[0].astype(np.float64)
+    angle = np.linspace(0, 4.0, 100)
+    joints = (pose - pose[0] * [1, 0, 1]) @ np.swapaxes(yaw_matrix(angle), -1, -2) + np.linspace(0, 1, 100)[
+        :, None, None
+    ]
+    (tmp_path / "new_joint_vecs").mkdir()
+    np.save(tmp_path / "new_joint_vecs" / "a.npy", joints_to_features(joints, turns="published"))
+    read = read_folder(tmp_path)
+    assert read.notes[0].startswith("in 1 clips 1 turns had the wrong sign")
+    np.testing.assert_allclose(read.clips[0].features, joints_to_features(joints), atol=1e-7)
+    report = load_clips(tmp_path, fps=None)
+    assert report.notes[0] == read.notes[0]
+    np.testing.assert_allclose(report.clips[0].joints, canonicalise(joints)[:-1], atol=1e-5)
 
 
 def test_normalised_features_are_restored(folder: Path):
