@@ -64,7 +64,7 @@ class _TapProducts(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, matrices = ctx.saved_tensors
         upstream = upstream.contiguous()
-        frames, batch, _ = upstream.shape
+        frames = upstream.shape[0]
         length = x.shape[0]
         phases = _phases(x, ctx.stride)
         # One tap after another is written where it belongs: in the memory order of the weight.

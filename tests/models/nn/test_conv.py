@@ -138,8 +138,8 @@ def test_bfloat16_forms_agree():
         set_implementation(conv, implementation)
         with torch.autocast("cpu", torch.bfloat16):
             outputs.append(conv(x).float())
-    # Both multiply the same bfloat16 numbers and add in float32. One rounds the sum to 8 bits, the other after each of
-    # its three taps, sums below 2 in size: four roundings of at most 2**-8 apart.
+    # Both multiply the same bfloat16 numbers and add in float32. One rounds the sum to 8 bits, the other after each
+    # of its three taps, sums below 2 in size: four roundings of at most 2**-8 apart.
     torch.testing.assert_close(*outputs, rtol=0, atol=4 * 2**-8)
 
 
