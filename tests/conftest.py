@@ -1,6 +1,8 @@
 """Fixtures shared by all tests, and how many processes they run in."""
 
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,3 +24,11 @@ def mocap() -> Path:
     if not MOCAP.is_dir():
         pytest.skip("the shared motion capture data is not beside this checkout")
     return MOCAP
+
+
+@pytest.fixture(scope="session")
+def inductor() -> None:
+    """The C++ compiler that torch.compile's default backend takes; tests that use it skip where there is none."""
+    program = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(program) is None:
+        pytest.skip(f"torch.compile's default backend needs a C++ compiler, and {program!r} was not found")

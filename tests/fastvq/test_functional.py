@@ -100,6 +100,7 @@ def test_opcheck(impl):
     torch.library.opcheck(torch.ops.fastvq.ema_update_, (*state, 0.9, 1e-5, "laplace", False, 0.1, True, impl))
 
 
+@pytest.mark.usefixtures("inductor")
 def test_compiles_whole_and_once(impl):
     def run(x, codebook):
         indices, distances = F.nearest(x, codebook, impl=impl)

@@ -55,6 +55,7 @@ def test_gradients_are_those_of_the_codes_before_they_moved(options, dead):
     "options",
     [{}, {"regularisers": [losses.Diversity(temperature=1.0)]}, {"estimator": RotationTrick()}, {"metric": "cosine"}],
 )
+@pytest.mark.usefixtures("inductor")
 def test_compiled_gradients_are_those_of_the_codes_before_they_moved(options):
     torch.manual_seed(0)
     eager = VectorQuantize(8, 16, rules=CodebookRules(update=EMA(0.5), init=None, dead=None), **options)
@@ -69,6 +70,7 @@ def test_compiled_gradients_are_those_of_the_codes_before_they_moved(options):
     torch.testing.assert_close(compiled.codebook, eager.codebook)
 
 
+@pytest.mark.usefixtures("inductor")
 def test_compiled_stacks_have_the_gradients_of_eager_ones():
     torch.manual_seed(0)
     eager = ResidualVQ(8, 16, num_quantizers=3, rules=CodebookRules(update=EMA(0.5), init=None, dead=None))
@@ -203,6 +205,7 @@ def test_bad_input(call, words):
         call()
 
 
+@pytest.mark.usefixtures("inductor")
 def test_compiled_gradients_of_the_drop_in_quantizer():
     from fastvq.compat import vector_quantize_pytorch as drop_in
 

@@ -156,6 +156,7 @@ def test_a_prefix_of_the_stages_decodes():
     assert torch.equal(vq(x, num_quantizers=2).quantized, vq.decode(part))
 
 
+@pytest.mark.usefixtures("inductor")
 def test_new_modules_compile_whole():
     torch.manual_seed(0)
     vq = ResidualVQ(

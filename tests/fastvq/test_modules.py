@@ -260,6 +260,7 @@ def test_state_dict_round_trip():
 
 
 @pytest.mark.parametrize("estimator", [StraightThrough(), RotationTrick()], ids=lambda e: type(e).__name__)
+@pytest.mark.usefixtures("inductor")
 def test_compiles_whole_in_training_and_exports(estimator):
     torch.manual_seed(0)
     vq = GroupedVQ(6, 4, groups=2, estimator=estimator).train()
@@ -289,6 +290,7 @@ def test_exports_for_every_number_of_rows(kind):
     assert torch.equal(exported(x, mask).indices, vq(x, mask).indices)
 
 
+@pytest.mark.usefixtures("inductor")
 def test_compiles_whole_before_initialisation():
     vq = GroupedVQ(6, 4, groups=2).train()
     torch.compile(vq, fullgraph=True)(torch.randn(50, 6))

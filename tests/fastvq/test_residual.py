@@ -221,6 +221,7 @@ class Stack(torch.nn.Module):
 
 
 @pytest.mark.parametrize("beam", [1, 2])
+@pytest.mark.usefixtures("inductor")
 def test_compiles_whole_and_once(beam, impl):
     torch.manual_seed(0)
     torch._dynamo.reset()  # `forward` is one code object for all implementations

@@ -190,6 +190,7 @@ def test_under_vmap_and_jacobians(make, trailing):
     assert (jacobian != 0).any()
 
 
+@pytest.mark.usefixtures("inductor")
 def test_compiled_code_is_right_too():
     """One through the real compiler."""
     torch.manual_seed(0)

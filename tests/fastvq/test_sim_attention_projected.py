@@ -74,6 +74,7 @@ def test_masks(make):
     torch.testing.assert_close(out.loss, vq(x[mask]).loss)
 
 
+@pytest.mark.usefixtures("inductor")
 def test_copies_dtypes_and_whole_graphs(make):
     vq = make()
     x = torch.randn(4, 5, 6)
@@ -92,6 +93,7 @@ def test_copies_dtypes_and_whole_graphs(make):
         assert vq(x).loss.isfinite()
 
 
+@pytest.mark.usefixtures("inductor")
 def test_compiles_whole_in_training(make):
     vq = make()
     x = torch.randn(4, 5, 6, requires_grad=True)

@@ -104,6 +104,7 @@ def test_dropout_leaves_the_first_part_whole():
     assert len(counts) == 3
 
 
+@pytest.mark.usefixtures("inductor")
 def test_copies_dtypes_and_whole_graphs(make):
     vq = make()
     x = torch.randn(4, 5, 6)
@@ -124,6 +125,7 @@ def test_copies_dtypes_and_whole_graphs(make):
     assert double(x.double()).quantized.dtype == torch.float64
 
 
+@pytest.mark.usefixtures("inductor")
 def test_compiles_whole_in_training(make):
     vq = make()
     x = torch.randn(4, 5, 6, requires_grad=True)

@@ -192,6 +192,7 @@ def test_dropped_stages_stay_as_they_are_when_compiled():
     assert len(seen) > 1
 
 
+@pytest.mark.usefixtures("inductor")
 def test_compiles_with_the_default_backend():
     torch._dynamo.reset()
     torch.manual_seed(0)
