@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from fastvq.benchmarks.rows import COLUMNS, ENVIRONMENT, SCHEMA
 from fastvq.benchmarks.shapes import Shape
 
+WHOLE_MODELS = ("motion-vqvae",)
 SEARCHES = ("nearest", "residual_nearest")
 MACHINE = "machine"  # the op of rows that tell what the machine can do: operations, or a copy's bytes as N
 COPY = "copy"  # its pass
 SCALING = "scale:"  # passes of benchmarks.scaling
 SECTION = "train-step:"  # passes that are parts of a training step
+MEMORY = "-memory"  # passes of which only the memory counts
 FALLBACKS = ("tiled", "reference")
 FLOORS = ("no quantizer",)  # what others are held against rather than a peer
 
@@ -43,8 +45,9 @@ class Measured:
 
     @property
     def contender(self) -> str:
-        """Who was timed."""
-        return self.peer or " ".join(part for part in ("fastvq", self.impl, self.precision) if part)
+        """Who was timed; what else was set stands behind a comma of ``impl``."""
+        impl, comma, lever = self.impl.partition(",")
+        return self.peer or " ".join(part for part in ("fastvq", impl, self.precision) if part) + comma + lever
 
     @property
     def run(self) -> str:
@@ -55,6 +58,16 @@ class Measured:
     def is_floor(self) -> bool:
         """Whether this row is itself what the others are held against."""
         return self.peer in FLOORS
+
+    @property
+    def is_part(self) -> bool:
+        """Whether this row is one of several that say how a cost is made up or grows."""
+        return ":" in self.pass_
+
+    @property
+    def is_time(self) -> bool:
+        """Whether the time is what was measured, of a whole."""
+        return not self.is_part and not self.pass_.endswith(MEMORY) and self.op != MACHINE
 
     @property
     def place(self) -> tuple[str, str, str, Shape]:
@@ -104,11 +117,14 @@ def parse(rows: Iterable[Mapping[str, str]]) -> list[Measured]:
 
 
 def newest(rows: Sequence[Measured]) -> list[Measured]:
-    """The rows of the newest run that measured their op, pass and shape; of a scaling axis, its newest run."""
+    """The rows of the newest run of their op, pass, shape and dtype; a scaling axis and a model's step stay whole."""
 
     def key(row: Measured) -> tuple[object, ...]:
-        whole = row.pass_.startswith(SCALING)
-        return row.op, row.pass_, None if whole else row.shape, None if whole else row.dtype
+        if row.pass_.startswith(SCALING):
+            return row.op, row.pass_
+        if row.op in WHOLE_MODELS:  # parts belong to their whole
+            return row.op, row.shape
+        return row.op, row.pass_, row.shape, row.dtype
 
     latest: dict[tuple[object, ...], tuple[str, str]] = {}
     for row in rows:
@@ -140,6 +156,11 @@ class Comparison:
         if mine is None or mine is row or mine.gate != "pass" or not mine.p20_ms:
             return None
         return row.median_ms / mine.median_ms, row.p20_ms / mine.p80_ms, row.p80_ms / mine.p20_ms
+
+    def with_peers(self, rows: Iterable[Measured]) -> list[tuple[Measured, float]]:
+        """The rows of peers whose time has a ratio, and that ratio."""
+        found = [(row, self.ratio(row)) for row in rows if row.peer and row.is_time and not row.is_floor]
+        return [(row, ratio[0]) for row, ratio in found if ratio is not None]
 
 
 def unit_cost(milliseconds: float, letter: str, shape: Shape) -> float:

@@ -6,15 +6,25 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from fastvq.benchmarks.measured import COPY, MACHINE, SCALING, SEARCHES, SECTION, Comparison, Measured, unit_cost
+from fastvq.benchmarks.measured import (
+    COPY,
+    MACHINE,
+    SCALING,
+    SEARCHES,
+    SECTION,
+    WHOLE_MODELS,
+    Comparison,
+    Measured,
+    unit_cost,
+)
 from fastvq.benchmarks.shapes import Shape
-from fastvq.models.rendering.bars import Factor, factor_chart, stack_chart
+from fastvq.models.rendering.bars import TIMES, Factor, factor_chart, stack_chart
 from fastvq.models.rendering.charts import Series, line_chart
 from fastvq.models.rendering.page import escape
 
 Key = TypeVar("Key")
-WHOLE_MODELS = ("motion-vqvae",)
 HEADING = 52  # characters that fit above a group of bars on a phone
+ALONE = 3  # shapes from which on an op has a card of its own; the others of its pass share one
 REST = "everything else"
 # Section of a training step -> number of its colour, in the order in which a step runs.
 SECTIONS = {
@@ -50,15 +60,16 @@ def card(title: str, note: str, chart: str) -> str:
 
 
 def colours(rows: Sequence[Measured]) -> dict[str, int]:
-    """A colour for each contender, the same in all charts: ours first, then those with the most rows."""
-    count = Counter(row.contender for row in rows)
+    """A colour for each contender, the same in all charts of ops: ours first, then those with the most rows."""
+    count = Counter(row.contender for row in rows if row.op not in (MACHINE, *WHOLE_MODELS))
     own = {row.contender: not row.peer for row in rows}
     return {name: place for place, name in enumerate(sorted(count, key=lambda name: (not own[name], -count[name])))}
 
 
 def ratio_cards(rows: Sequence[Measured], comparison: Comparison) -> list[str]:
     """Time against ours by shape, a card for each pass."""
-    return _factor_cards(rows, comparison.ratio, "times as long as fastvq", "Right of 1, fastvq is faster.")
+    timed = [row for row in rows if row.is_time]
+    return _factor_cards(timed, comparison.ratio, "times as long as fastvq", "Right of 1, fastvq is faster.")
 
 
 def memory_cards(rows: Sequence[Measured], comparison: Comparison, palette: Mapping[str, int]) -> list[str]:
@@ -72,7 +83,10 @@ def memory_cards(rows: Sequence[Measured], comparison: Comparison, palette: Mapp
         return share, share, share
 
     held = [row for row in rows if row.peak_mib is not None]
-    lines = grouped(held, lambda row: (row.op, row.pass_, row.shape._replace(name="", N=0), row.run))
+    lines = grouped(
+        [row for row in held if row.op not in WHOLE_MODELS],
+        lambda row: (row.op, row.pass_, row.shape._replace(name="", N=0), row.run),
+    )
     cards = []
     for (op, pass_, shape, _), line in lines.items():
         if len({row.shape.N for row in line}) < 2:
@@ -82,8 +96,7 @@ def memory_cards(rows: Sequence[Measured], comparison: Comparison, palette: Mapp
             line, palette, lambda row: float(row.shape.N), lambda row: row.peak_mib or 0.0, "N, rows", "MiB"
         )
         cards.append(card(f"{op}, {pass_.removeprefix(SCALING)}", note, chart))
-    usual = [row for row in held if not row.pass_.startswith(SCALING)]
-    return cards + _factor_cards(usual, ratio, "times the memory of fastvq", "Peak memory against ours.")
+    return cards + _factor_cards(held, ratio, "times the memory of fastvq", "Peak memory against ours.")
 
 
 def roofline_cards(rows: Sequence[Measured], palette: Mapping[str, int]) -> list[str]:
@@ -162,28 +175,49 @@ def scaling_cards(rows: Sequence[Measured], palette: Mapping[str, int]) -> list[
 
         chart = _lines(line, palette, size, cost, axis, f"ns per {UNITS[axis]}")
         cards.append(
-            card(f"{op}, {pass_.removeprefix(SCALING)} grows", f"{', '.join(fixed)}. Flat is linear.", chart)
+            card(
+                f"{op}, {pass_.removeprefix(SCALING)} grows",
+                f"{', '.join(fixed)}. 20th percentile; a level line is linear.",
+                chart,
+            )
         )
     return cards
 
 
 def step_cards(rows: Sequence[Measured]) -> list[str]:
-    """Stacked parts of a training step, a card for each size and dtype."""
+    """Stacked parts of a training step, a card for each run and size, ours against the faster peer."""
     cards = []
     steps = [row for row in rows if row.op in WHOLE_MODELS]
-    for (_, shape, dtype), mine in grouped(steps, lambda row: (row.run, row.shape, row.dtype)).items():
-        stacks = {}
-        for contender, parts in grouped(mine, lambda row: row.contender).items():
-            whole = next((row.median_ms for row in parts if row.pass_ == "train-step"), None)
+    for (_, shape), mine in grouped(steps, lambda row: (row.run, row.shape)).items():
+        several = len({row.dtype for row in mine}) > 1
+        times = {(row.contender, row.dtype): row.median_ms for row in mine if row.pass_ == "train-step"}
+        rival = min(
+            (
+                (row.median_ms, row.contender)
+                for row in mine
+                if row.pass_ == "train-step" and row.peer and not row.is_floor
+            ),
+            default=None,
+        )
+        stacks, notes = {}, {}
+        for (contender, dtype), parts in grouped(mine, lambda row: (row.contender, row.dtype)).items():
             found = {row.pass_.removeprefix(SECTION): row.median_ms for row in parts if row.pass_.startswith(SECTION)}
             found = found or {row.pass_: row.median_ms for row in parts if row.pass_ == "quantizer"}
+            whole = times.get((contender, dtype))
             if whole is not None:
-                found = {**found, REST: max(0.0, whole - sum(found.values()))}
-            if found:
-                stacks[contender] = found
+                rest = whole - sum(found.values())
+                found = {**found, REST: rest} if rest > 0 else found
+            if not found:
+                continue
+            name = f"{contender}, {dtype}" if several else contender
+            stacks[name] = found
+            if whole and rival and not parts[0].peer:
+                notes[name] = f"{rival[0] / whole:.2f}{TIMES} as fast"
         if stacks:
-            note = f"{dtype}, {sizes(shape)}. Medians of the parts; {REST} is what they leave of the median step."
-            cards.append(card(shape.name, note, stack_chart(stacks, x_label="ms a step", colours=SECTIONS)))
+            against = f" As fast: against the step with {rival[1]}." if notes and rival else ""
+            note = f"{sizes(shape)}. Medians of the parts; {REST} is what they leave of the median step.{against}"
+            chart = stack_chart(stacks, x_label="ms a step", colours=SECTIONS, notes=notes)
+            cards.append(card(shape.name, note, chart))
     return cards
 
 
@@ -221,14 +255,14 @@ def _factor_cards(
     x_label: str,
     note: str,
 ) -> list[str]:
-    shown = [
-        row
-        for row in rows
-        if not row.is_floor and not row.pass_.startswith((SCALING, SECTION)) and ratio(row) is not None
-    ]
+    shown = [row for row in rows if not row.is_floor and not row.is_part and ratio(row) is not None]
     cards = []
-    by_pass = grouped(shown, lambda row: (row.pass_, row.op if row.op in WHOLE_MODELS else ""))
-    for (pass_, model), mine in by_pass.items():
+    shapes = {op: len({row.shape for row in mine}) for op, mine in grouped(shown, lambda row: row.op).items()}
+
+    def own_card(row: Measured) -> bool:
+        return row.op in WHOLE_MODELS or shapes[row.op] >= ALONE
+
+    for (pass_, _), mine in grouped(shown, lambda row: (row.pass_, row.op if own_card(row) else "")).items():
         several = len({row.op for row in mine}) > 1
         groups: dict[str, list[Factor]] = {}
         for row in mine:
@@ -237,7 +271,7 @@ def _factor_cards(
             dtype = f", {row.dtype}" if len({other.dtype for other in mine}) > 1 else ""
             full = f"{name}: {sizes(row.shape)}{dtype}"
             heading = full if len(full) <= HEADING else name + dtype
-            groups.setdefault(heading, []).append(Factor(row.contender, value, low, high))
-        title = f"{model}, {pass_}" if model else pass_ if several else f"{mine[0].op}, {pass_}"
+            groups.setdefault(heading, []).append(Factor(row.contender, value, low, high, own=not row.peer))
+        title = pass_ if several else f"{mine[0].op}, {pass_}"
         cards.append(card(title, note, factor_chart(groups, x_label=x_label)))
     return cards

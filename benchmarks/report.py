@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fastvq.benchmarks import plots
-from fastvq.benchmarks.measured import MACHINE, SCALING, Comparison, Measured, newest, parse
+from fastvq.benchmarks.measured import SCALING, Comparison, Measured, newest, parse
 from fastvq.benchmarks.rows import read_rows
 from fastvq.models.rendering import page as pages
 from fastvq.models.rendering.axes import number_text
@@ -71,6 +71,12 @@ def write_page(
         _header(shown),
         _tiles(usual, comparison),
         _peers(usual, comparison),
+        _section(
+            "training",
+            "A whole training step",
+            "Same weights, same batches; the parts of the step where they were timed.",
+            plots.step_cards(shown) + plots.loss_cards(runs),
+        ),
         _section("ratios", "Time against fastvq", "By shape, each peer beside the others.", ratios),
         _section(
             "memory",
@@ -90,12 +96,6 @@ def write_page(
             "Scaling",
             "One size grows by factors of two, all others stay. A level line costs the same for every row.",
             plots.scaling_cards(shown, palette),
-        ),
-        _section(
-            "training",
-            "A whole training step",
-            "Same weights, same batches; the parts of the step where they were timed.",
-            plots.step_cards(shown) + plots.loss_cards(runs),
         ),
         _table(shown, comparison),
         _sources(every, shown, runs),
@@ -136,12 +136,12 @@ def _header(rows: Sequence[Measured]) -> str:
 
 
 def _tiles(rows: Sequence[Measured], comparison: Comparison) -> str:
-    compared = [row for row in rows if row.peer and not row.is_floor and comparison.ratio(row)]
-    slower = sum((comparison.ratio(row) or (0,))[0] < 1 for row in compared)
+    compared = comparison.with_peers(rows)
+    slower = sum(ratio < 1 for _, ratio in compared)
     failed = sum(not row.peer and row.gate != "pass" for row in rows)
     exact = [row for row in rows if not row.peer and row.precision == "exact" and row.wrong is not None]
     tiles = {
-        "timings": f"{sum(row.op != MACHINE for row in rows):,}",
+        "timings": f"{sum(row.is_time for row in rows):,}",
         "comparisons with peers": f"{len(compared):,}",
         "of them where fastvq is slower": f"{slower:,}",
         "rows of ours that failed their gate": f"{failed:,}",
@@ -159,22 +159,23 @@ def _tiles(rows: Sequence[Measured], comparison: Comparison) -> str:
 
 
 def _peers(rows: Sequence[Measured], comparison: Comparison) -> str:
-    compared = [row for row in rows if row.peer and not row.is_floor and comparison.ratio(row)]
+    compared = comparison.with_peers(rows)
     if not compared:
         return ""
+    by_peer: dict[str, list[tuple[Measured, float]]] = {}
+    for row, ratio in compared:
+        by_peer.setdefault(f"{row.peer} {row.version}".strip(), []).append((row, ratio))
     lines = []
-    for name, mine in plots.grouped(compared, lambda row: f"{row.peer} {row.version}".strip()).items():
-        values = [(comparison.ratio(row) or (0.0, 0.0, 0.0))[0] for row in mine]
-        slower = [
-            f"{row.op} {row.pass_} {row.shape.name}" for row, value in zip(mine, values, strict=True) if value < 1
-        ]
+    for name, mine in by_peer.items():
+        values = [ratio for _, ratio in mine]
+        slower = [f"{row.op} {row.pass_} {row.shape.name}" for row, ratio in mine if ratio < 1]
         numbers = "".join(
             f'<td class="number">{_ratio_text(value)}</td>'
             for value in (min(values), statistics.median(values), max(values))
         )
         lines.append(
             f'<tr><th scope="row">{escape(name)}</th><td class="number">{len(mine)}</td>{numbers}'
-            f"<td>{escape('; '.join(slower) or 'nowhere')}</td></tr>"
+            f"<td>{_places(slower)}</td></tr>"
         )
     heads = ("Comparisons", "Least", "Median", "Greatest")
     return (
@@ -184,6 +185,13 @@ def _peers(rows: Sequence[Measured], comparison: Comparison) -> str:
         + '<th scope="col">Faster than fastvq at</th></tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div></section>"
     )
+
+
+def _places(names: Sequence[str]) -> str:
+    text = escape("; ".join(names) or "nowhere")
+    if len(names) < 4:
+        return text
+    return f'<details class="places"><summary>{len(names)} of them</summary>{text}</details>'
 
 
 def _section(name: str, title: str, text: str, cards: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from fastvq.models.rendering.axes import (
     COLOURS,
@@ -22,19 +23,21 @@ from fastvq.models.rendering.axes import (
 from fastvq.models.rendering.page import escape
 
 TIMES = "\N{MULTIPLICATION SIGN}"
-NAMES = 176  # room for names at the left of lying bars
+_NAME = 31  # characters of a name at the left of a lying bar; what is longer is cut, and whole on hover
+_LETTER = 7.4  # units of room for each
 _FOOT = 40  # ticks and name of the axis below lying bars
 _SLOT = 20  # a lying bar with the space around it
 
 
 @dataclass(frozen=True)
 class Factor:
-    """A bar from 1 to ``value``, with its range; all above 0."""
+    """A bar from 1 to ``value``, with its range; all above 0. One of our ``own`` is grey, be it long or short."""
 
     label: str
     value: float
     low: float
     high: float
+    own: bool = False
 
 
 def bar_chart(values: Sequence[float], *, x_label: str, y_label: str, limit: float, limit_label: str) -> str:
@@ -81,7 +84,8 @@ def factor_chart(groups: Mapping[str, Sequence[Factor]], *, x_label: str) -> str
     high = max(1.0, *(factor.high for factor in factors))
     room = max((high / low) ** 0.03, 1.02)
     height = _SLOT * (len(factors) + len(groups)) + _FOOT + 6
-    frame = Frame((low / room, high * room), (0, 1), log_x=True, height=height, left=NAMES, right=52, top=6)
+    left = round(12 + _LETTER * min(_NAME, max(len(factor.label) for factor in factors)))
+    frame = Frame((low / room, high * room), (0, 1), log_x=True, height=height, left=left, right=52, top=6)
     ticks = log_ticks(low, high) if high / low > 3 else nice_ticks(low, high, 4)
     parts, y = [draw_axes(frame, [tick for tick in ticks if tick > 0], (), x_label, "")], 6.0
     for heading, group in groups.items():
@@ -94,13 +98,20 @@ def factor_chart(groups: Mapping[str, Sequence[Factor]], *, x_label: str) -> str
     return draw_chart(parts, x_label, height=height)
 
 
-def stack_chart(stacks: Mapping[str, Mapping[str, float]], *, x_label: str, colours: Mapping[str, int]) -> str:
+def stack_chart(
+    stacks: Mapping[str, Mapping[str, float]],
+    *,
+    x_label: str,
+    colours: Mapping[str, int],
+    notes: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """Lying bars made of parts, one a stack, on one scale from 0, with their totals at the end.
 
     Args:
         stacks: Name of the bar -> name of the part -> length, at least 0.
         x_label: Name and unit of a length.
         colours: Part -> number of its colour; a part that is not there is grey. Parts are drawn in this order.
+        notes: Name of the bar -> words behind it.
     """
     totals = {name: sum(parts.values()) for name, parts in stacks.items()}
     top = max(totals.values(), default=0.0)
@@ -114,7 +125,8 @@ def stack_chart(stacks: Mapping[str, Mapping[str, float]], *, x_label: str, colo
     order = [*colours, *sorted({part for parts in stacks.values() for part in parts} - set(colours))]
     for place, (name, parts) in enumerate(stacks.items()):
         at, y = 0.0, 6.0 + slot * place
-        drawn.append(f'<text class="heading" x="8" y="{y + 13:.1f}">{escape(name)}</text>')
+        note = f'<tspan class="note-behind" dx="8">{escape(notes[name])}</tspan>' if name in notes else ""
+        drawn.append(f'<text class="heading" x="8" y="{y + 13:.1f}">{escape(name)}{note}</text>')
         for part in order:
             if part not in parts:
                 continue
@@ -141,13 +153,14 @@ def stack_chart(stacks: Mapping[str, Mapping[str, float]], *, x_label: str, colo
 
 def _factor(frame: Frame, factor: Factor, y: float) -> str:
     one, end = frame.x(1), frame.x(factor.value)
-    kind = "bar" if factor.value >= 1 else "bar worse"
+    kind = "bar own" if factor.own else "bar" if factor.value >= 1 else "bar worse"
     middle = y + _SLOT / 2
     low, high = frame.x(factor.low), frame.x(factor.high)
     digits = 0 if factor.value >= 9.95 else 1 if factor.value >= 1.995 else 2
     text = f"{factor.value:.{digits}f}{TIMES}"
+    label = factor.label if len(factor.label) <= _NAME else f"{factor.label[: _NAME - 3]}..."
     return (
-        f'<text x="{NAMES - 8}" y="{middle + 4:.1f}" text-anchor="end">{escape(factor.label)}</text>'
+        f'<text x="{frame.left - 8}" y="{middle + 4:.1f}" text-anchor="end">{escape(label)}</text>'
         f'<rect class="{kind}" x="{min(one, end):.1f}" y="{y + 4:.1f}" width="{abs(end - one):.1f}" height="12">'
         f"<title>{escape(factor.label)}: {number_text(factor.value)}, "
         f"from {number_text(factor.low)} to {number_text(factor.high)}</title></rect>"

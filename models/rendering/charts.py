@@ -81,7 +81,7 @@ def line_chart(
         log_x=log_x,
     )
     parts, keys, kinds = [draw_axes(frame, x_ticks, y_ticks, x_label, y_label)], [], []
-    for place, (entry, x, y) in enumerate(lines):
+    for place, (entry, x, y) in reversed(list(enumerate(lines))):  # the first lies on top
         number = place if entry.colour is None else entry.colour
         colour = f"var(--series-{number % COLOURS + 1})"
         if entry.limit:
@@ -104,7 +104,7 @@ def line_chart(
                 for at, value in zip(x, y, strict=True)
                 if math.isfinite(value)
             ]
-    return draw_chart(parts, y_label, draw_legend(keys, kinds=kinds))
+    return draw_chart(parts, y_label, draw_legend(keys[::-1], kinds=kinds[::-1]))
 
 
 def _shown(series: Series, *, log: bool) -> tuple[np.ndarray, np.ndarray]:

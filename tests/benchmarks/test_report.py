@@ -185,6 +185,9 @@ def test_the_newest_run_of_each_measurement_is_shown(tmp_path):
     assert [(entry.pass_, entry.shape.name, entry.shape.N, entry.run) for entry in kept] == [
         ("search", "b", 4096, "run1"), ("search", "a", 4096, "run2"), ("scale:N", "a", 8192, "run2"),
     ]  # fmt: skip
+    step = {"op": "motion-vqvae", "shape": "width 512"}
+    steps = [row(**step, pass_="quantizer"), row(**step, pass_="train-step", **late)]
+    assert [entry.run for entry in measured.newest(measured.parse(steps))] == ["run2"]
     assert "3 older rows" in written(tmp_path, rows).text
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fastvq.models.errors import UserError
-from fastvq.models.rendering.axes import log_ticks, nice_ticks, number_text
-from fastvq.models.rendering.bars import bar_chart
+from fastvq.models.rendering.axes import COLOURS, log_ticks, nice_ticks, number_text
+from fastvq.models.rendering.bars import Factor, bar_chart, factor_chart, stack_chart
 from fastvq.models.rendering.charts import Series, line_chart
 from fastvq.models.rendering.player import write_player
 from fastvq.models.rendering.report import Curves, Metric, Report, Usage, flatten, group_perplexity, write_report
@@ -251,3 +251,43 @@ def test_the_scene_knows_left_from_right() -> None:
     payload = scene_payload(scene())
     assert payload["sides"][1:3] == [1, 2]
     assert payload["frames"] == 30
+
+
+def test_factors_lie_on_their_side_of_one() -> None:
+    svg = factor_chart({"a": [Factor("slow", 4.0, 2.0, 8.0), Factor("fast", 0.25, 0.2, 0.3)]}, x_label="times")
+    bars = re.findall(r'<rect class="(bar[^"]*)" x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', svg)
+    (kind, one, width), (worse, left, other) = [(name, float(x), float(wide)) for name, x, wide in bars]
+    assert (kind, worse) == ("bar", "bar worse")
+    assert left + other == pytest.approx(one, abs=0.2)
+    assert width == pytest.approx(other, abs=0.2)
+    assert "Nothing was recorded" in factor_chart({}, x_label="times")
+
+
+def test_a_long_name_is_cut_but_whole_on_hover() -> None:
+    name = "a name that is far longer than any chart has room for"
+    svg = factor_chart({"a": [Factor(name, 2.0, 1.5, 2.5)]}, x_label="times")
+    assert f">{name}<" not in svg
+    assert f"<title>{name}: 2" in svg
+    assert 'text-anchor="end">a name' in svg
+
+
+def test_stacks_share_a_scale() -> None:
+    stacks = {"one": {"x": 30.0, "y": 10.0}, "two": {"y": 20.0}}
+    svg = stack_chart(stacks, x_label="ms", colours={"y": 1, "x": 0}, notes={"two": "half as long"})
+    parts = re.findall(r"width=\"([\d.]+)\" height=\"20\"><title>([^<]*)<", svg)
+    assert [title for _, title in parts] == ["one, y: 10", "one, x: 30", "two, y: 20"]
+    widths = [float(width) for width, _ in parts]
+    assert widths[1] == pytest.approx(3 * widths[0], abs=0.3)
+    assert widths[2] == pytest.approx(2 * widths[0], abs=0.3)
+    assert "half as long" in svg
+    assert "Nothing was recorded" in stack_chart({"one": {}}, x_label="ms", colours={})
+
+
+def test_limits_are_dashed_and_marks_are_kept() -> None:
+    roof = Series("roof", [1, 1000], [5, 5], limit=True)
+    points = Series("points", [1, 10, 1000], [1, 2, 4], joined=False, marks=True, colour=COLOURS)
+    svg = line_chart([roof, points], x_label="x", y_label="y", log=True, log_x=True)
+    assert svg.count('class="mark"') == 3
+    assert svg.count('class="limit"') == 1
+    assert 'class="line"' not in svg
+    assert re.findall(r'class="key (\w+)"', svg) == ["dashed", "diamond"]
