@@ -247,8 +247,8 @@ def _rotations_6d(points: np.ndarray, facing: np.ndarray, layout: Layout) -> np.
     turned[:, 0] = facing
     turned[:, 1:] = rotation_between(layout.directions[1:], _bones(points, layout))
     above = turned[:, list(layout.turned_by[1:])]
-    local = np.swapaxes(above, -1, -2) @ turned[:, 1:, :, :2]
-    return np.swapaxes(local, -1, -2).reshape(len(points), -1, 6)
+    # The columns of above^T turned, as rows.
+    return (np.swapaxes(turned[:, 1:, :, :2], -1, -2) @ above).reshape(len(points), -1, 6)
 
 
 def _bones(points: np.ndarray, layout: Layout) -> np.ndarray:

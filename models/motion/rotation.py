@@ -45,20 +45,15 @@ def matrix_from_6d(rows: np.ndarray) -> np.ndarray:
     """
     rows = np.asarray(rows, dtype=np.float64)
     first, second = normalise(rows[..., :3]), normalise(rows[..., 3:])
-    first = np.where(np.any(first, axis=-1, keepdims=True), first, perpendicular(second))
-    first = np.where(np.any(first, axis=-1, keepdims=True), first, np.eye(3)[0])
-    rest = second - np.sum(first * second, axis=-1, keepdims=True) * first
-    parallel = np.linalg.norm(rest, axis=-1, keepdims=True) <= _TINY
-    second = np.where(parallel, perpendicular(first), normalise(rest))
+    missing = ~np.any(first, axis=-1, keepdims=True)
+    if missing.any():
+        first = np.where(missing, perpendicular(second), first)
+        first = np.where(np.any(first, axis=-1, keepdims=True), first, np.eye(3)[0])
+    second = normalise(second - np.einsum("...i,...i->...", first, second)[..., None] * first)
+    parallel = ~np.any(second, axis=-1, keepdims=True)
+    if parallel.any():
+        second = np.where(parallel, perpendicular(first), second)
     return np.stack([first, second, np.cross(first, second)], axis=-2)
-
-
-def cross_matrix(vectors: np.ndarray) -> np.ndarray:
-    """(..., 3, 3) matrices M with M w = v x w for the (..., 3) vectors v."""
-    x, y, z = np.moveaxis(np.asarray(vectors), -1, 0)
-    zero = np.zeros_like(x)
-    rows = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1)
-    return rows.reshape(*rows.shape[:-1], 3, 3)
 
 
 def rotation_between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
@@ -77,14 +72,29 @@ def rotation_between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
     # a x b = a x (a + b), and 1 + a.b = |a + b|^2 / 2: both keep their digits as b nears -a, which the
     # usual forms do not.
     middle = a + b
-    axis = cross_matrix(np.cross(a, middle))
-    one_plus_cosine = 0.5 * np.sum(middle * middle, axis=-1)[..., None, None]
-    opposite = one_plus_cosine <= _TINY**2
-    turn = np.eye(3) + axis + axis @ axis / np.where(opposite, 1.0, one_plus_cosine)
-    normal = perpendicular(a)
-    half_turn = 2.0 * normal[..., :, None] * normal[..., None, :] - np.eye(3)
-    known = (np.any(a, axis=-1) & np.any(b, axis=-1))[..., None, None]
-    return np.where(known, np.where(opposite, half_turn, turn), np.eye(3))
+    one_plus_cosine = 0.5 * np.einsum("...i,...i->...", middle, middle)
+    x = a[..., 1] * middle[..., 2] - a[..., 2] * middle[..., 1]
+    y = a[..., 2] * middle[..., 0] - a[..., 0] * middle[..., 2]
+    z = a[..., 0] * middle[..., 1] - a[..., 1] * middle[..., 0]
+    known = np.any(a, axis=-1) & np.any(b, axis=-1)
+    special = (one_plus_cosine <= _TINY**2) | ~known
+    # With v = a x b and c = a.b: c 1 + [v] + v v^T / (1 + c), entry by entry, several times as fast as products
+    # of many small matrices.
+    cosine = one_plus_cosine - 1.0
+    scale = 1.0 / np.where(special, 1.0, one_plus_cosine)
+    xy, xz, yz = x * y * scale, x * z * scale, y * z * scale
+    turn = np.empty((*a.shape, 3))
+    turn[..., 0, 0] = cosine + x * x * scale
+    turn[..., 1, 1] = cosine + y * y * scale
+    turn[..., 2, 2] = cosine + z * z * scale
+    turn[..., 0, 1], turn[..., 1, 0] = xy - z, xy + z
+    turn[..., 0, 2], turn[..., 2, 0] = xz + y, xz - y
+    turn[..., 1, 2], turn[..., 2, 1] = yz - x, yz + x
+    if special.any():
+        normal = perpendicular(a[special])
+        half_turn = 2.0 * normal[..., :, None] * normal[..., None, :] - np.eye(3)
+        turn[special] = np.where(known[special][..., None, None], half_turn, np.eye(3))
+    return turn
 
 
 def yaw_matrix(angle: np.ndarray | float) -> np.ndarray:

@@ -5,7 +5,6 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from fastvq.models.motion.rotation import (
-    cross_matrix,
     matrix_from_6d,
     matrix_to_6d,
     normalise,
@@ -57,11 +56,6 @@ def test_gram_schmidt_keeps_the_first_row_and_makes_rotations_of_noise():
 )
 def test_rows_that_name_no_rotation_still_give_one(rows: tuple[float, ...]):
     assert_rotations(matrix_from_6d(np.array(rows, dtype=np.float32)))
-
-
-def test_cross_matrix_multiplies_like_the_cross_product():
-    a, b = np.random.default_rng(2).normal(size=(2, 20, 3))
-    np.testing.assert_allclose(np.einsum("nij,nj->ni", cross_matrix(a), b), np.cross(a, b), atol=ROUNDING)
 
 
 def test_perpendicular_is_perpendicular():
