@@ -39,8 +39,8 @@ class Settings(NamedTuple):
     """How a case is run."""
 
     device: str = "cpu"
-    reps: int = 9
-    seconds: float = 5.0
+    reps: int = 60
+    seconds: float = 4.0
     compiled: bool = True
     quick: bool = False
 
