@@ -40,12 +40,8 @@ def anchors(rows: Sequence[Text]) -> dict[tuple[str, str, str], tuple[float, boo
 
     A time is not where it is shown with its quantiles (:func:`fastvq.benchmarks.table.quantiles`).
     """
-    runs: dict[tuple[str, str], str] = {}
-    for row in rows:
-        runs[row["op"], row["shape"]] = row["run_id"]
-    last = [row for row in rows if runs[row["op"], row["shape"]] == row["run_id"]]
     found: dict[tuple[str, str, str], tuple[float, bool]] = {}
-    for (op, shape), case in table.grouped(last).items():
+    for (op, shape), case in table.last_cases(rows).items():
         ours = case[0]
         still = not table.quantiles(ours)
         share = table.share_of_floor(ours)

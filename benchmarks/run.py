@@ -27,6 +27,7 @@ from fastvq.benchmarks.rows import Row, as_text, read_rows, timed, write_rows
 from fastvq.benchmarks.shapes import Shape
 from fastvq.benchmarks.timing import Measure, Timing, event_measure, interleave, wall_ms
 
+BURST = 0.1  # seconds of one turn of a contender
 # A float32 product that keeps its accuracy takes three float16 ones on tensor cores.
 PRODUCTS = 3
 
@@ -73,7 +74,13 @@ def run_case(case: Case, settings: Settings = Settings(), *, measure: Measure = 
     contest = case.prepare(device, compiled=settings.compiled)
     with contextlib.ExitStack() as stack:
         calls, wrong, peak = _judged(case, contest, device, stack)
-        timings = interleave(calls, reps=settings.reps, seconds=settings.seconds, measure=measure)
+        timings = interleave(
+            calls,
+            reps=settings.reps,
+            seconds=settings.seconds,
+            burst=0.0 if settings.quick else BURST,
+            measure=measure,
+        )
     least, kind = floor(case, device)
     implementation = _implementation(case, device)
     rows = []

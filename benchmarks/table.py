@@ -32,6 +32,12 @@ def grouped(rows: Sequence[Text]) -> dict[tuple[str, str], list[Text]]:
     return found
 
 
+def last_cases(rows: Sequence[Text]) -> dict[tuple[str, str], list[Text]]:
+    """:func:`grouped` of the last run of each case alone."""
+    runs = {(row["op"], row["shape"]): row["run_id"] for row in rows}
+    return grouped([row for row in rows if runs[row["op"], row["shape"]] == row["run_id"]])
+
+
 def contender(row: Text) -> str:
     """Who it is: "fastvq exact", or the peer."""
     return row["peer"] or f"fastvq {row['precision']}".strip()

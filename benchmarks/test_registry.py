@@ -37,7 +37,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         some = case.small().prepare(compiled=compiled)
         ours = [(name, "fastvq", precision) for precision in some.ours]
         found += ours + [(name, peer, "") for peer in some.peers]
-    metafunc.parametrize(("case", "contender", "precision"), found, ids=["-".join(parts).strip("-") for parts in found])
+    names = ["-".join(parts).strip("-") for parts in found]
+    metafunc.parametrize(("case", "contender", "precision"), found, ids=names)
 
 
 def test_contender(

@@ -25,6 +25,7 @@ class Elapsed(NamedTuple):
     ms: float
 
 
+BURST = 10
 Measure = Callable[[Callable[[], object]], float]
 
 
@@ -57,6 +58,7 @@ def interleave(
     *,
     reps: int = 9,
     seconds: float = 20.0,
+    burst: float = 0.0,
     measure: Measure = wall_ms,
 ) -> dict[str, Timing]:
     """Times each contender ``reps`` times, one call of each per round, after one warm-up round.
@@ -65,18 +67,22 @@ def interleave(
         contenders: name -> what to call; one that returns :class:`Elapsed` is taken at its word.
         reps: rounds; at least three are run.
         seconds: no further round begins after this long.
+        burst: a turn repeats short calls for so many seconds, at most :data:`BURST` of them, each timed by itself, so
+            that they are no fewer for being next to a long one.
         measure: what a call takes, in milliseconds.
 
     Returns:
         name -> timing.
     """
     taken: dict[str, list[float]] = {name: [] for name in contenders}
-    for call in contenders.values():
+    calls = {}
+    for name, call in contenders.items():
         call()
+        calls[name] = max(1, min(BURST, int(1e3 * burst / max(measure(call), 1e-3)))) if burst else 1
     begin = time.perf_counter()
     for turn in range(reps):
         for name, call in contenders.items():
-            taken[name].append(measure(call))
+            taken[name] += [measure(call) for _ in range(calls[name])]
         if turn >= 2 and time.perf_counter() - begin > seconds:
             break
     timings = {}

@@ -1,5 +1,11 @@
 """The registry at toy sizes: every case runs, and a kernel that is wrong or slow does not pass."""
 
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 import torch
 from rich.console import Console
@@ -8,7 +14,9 @@ pytest.importorskip("vector_quantize_pytorch", reason="the peer is in the bench 
 
 from fastvq import functional as F
 from fastvq.benchmarks import compare, gate, machine, peers, registry, resident, run, table
-from fastvq.benchmarks.rows import COLUMNS, read_rows
+from fastvq.benchmarks.rows import COLUMNS, as_text, read_rows
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 QUICK = run.Settings(reps=3, seconds=1.0, compiled=False, quick=True)
 CASES = registry.cases()
@@ -131,6 +139,22 @@ def test_a_wrong_kernel_fails_the_command_and_leaves_no_row(monkeypatch, tmp_pat
     assert {row["op"] for row in read_rows(path)} == {"machine", "lookup"}
 
 
+def test_a_slowed_kernel_is_told_from_the_committed_rows(monkeypatch, capsys):
+    """At the size of the rows that are in the repository: 50 ms more, where a search takes about one."""
+    committed = read_rows(ROOT / "benchmarks" / "results" / "cpu" / "registry.csv")
+    case = registry.cases(ops=["nearest"], shapes=["s2-128"])[0]
+
+    def slowed(found, *_, **__):
+        time.sleep(0.05)
+        return found
+
+    spoil(monkeypatch, "nearest", slowed)
+    rows = as_text(run.run_case(case, QUICK))
+    late = compare.slower(compare.moves(committed, rows))
+    assert [(op, shape) for op, shape, _ in late] == [("nearest", "s2-128")]
+    assert late[0][2] < 0.5
+
+
 def row(contender="", ms=1.0, *, shape="a", run_id="1", floor="0.5", spread=1.0, peak="1", device="one"):
     """A row as a CSV file holds it."""
     values = dict.fromkeys(COLUMNS, "") | {"op": "nearest", "shape": shape, "run_id": run_id, "device": device}
@@ -214,6 +238,22 @@ def test_the_command_prints_every_contender_and_the_machine(tmp_path, capsys):
     assert all(row["gate"] == "pass" for row in rows if row["impl"])
     assert run.main(["--compare", str(path), str(path)]) == 0
     assert "agree within 15%" in capsys.readouterr().out
+
+
+def test_pytest_runs_the_registry(tmp_path):
+    """``pytest benchmarks/``, of one case; the rest are the same lines."""
+    command = [sys.executable, "-m", "pytest", "benchmarks", "-q", "-p", "no:cacheprovider", "-k", "lookup and pose"]
+    command += ["--benchmark-max-time=0.01", "--benchmark-min-rounds=2", f"--benchmark-json={tmp_path / 'rows.json'}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    found = json.loads((tmp_path / "rows.json").read_text())["benchmarks"]
+    assert {bench["group"] for bench in found} == {"lookup pose"}
+    assert {bench["params"]["contender"] for bench in found} >= {
+        "fastvq",
+        "torch embedding_bag",
+        "torch K-hot product",
+    }
+    assert all(bench["extra_info"]["wrong_rows"] == 0 for bench in found)
 
 
 def test_wrong_options_are_one_sentence(capsys):

@@ -1,5 +1,7 @@
 """Benchmark rows as pinned, the gate of searches, and the peers' searches at toy sizes."""
 
+import time
+
 import pytest
 import torch
 
@@ -74,6 +76,15 @@ def test_contenders_take_turns():
     result = timing.interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, reps=4)
     assert calls == ["a", "b"] * 5
     assert result["a"].reps == 4
+
+
+def test_short_calls_are_repeated_within_a_turn():
+    calls = []
+    contenders = {"short": lambda: calls.append("s"), "long": lambda: (calls.append("l"), time.sleep(0.02))}
+    result = timing.interleave(contenders, reps=3, burst=0.01)
+    # A warm-up and a trial of each come before the rounds.
+    assert "".join(calls) == "ssll" + ("s" * timing.BURST + "l") * 3
+    assert (result["short"].reps, result["long"].reps) == (3 * timing.BURST, 3)
 
 
 def test_a_contender_may_time_itself():
