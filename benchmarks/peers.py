@@ -82,17 +82,18 @@ def torch_searches(device: str = "cpu", *, compiled: bool = True) -> dict[str, S
 
 
 def vqp_search(shape: Shape, codebooks: Tensor) -> Search | None:
-    """vector-quantize-pytorch in eval mode; separate codebooks as heads where there are groups. None: not there."""
+    """vector-quantize-pytorch in eval mode, of groups in the form that is several times faster than heads.
+
+    None: it is not there, or has no such quantizer.
+    """
     if not installed(VQP) or (shape.G > 1 and shape.Q > 1):
         return None
-    module = vqp_module(shape, codebooks).eval()
+    module = vqp_module(shape, codebooks, grouped=shape.G > 1).eval()
 
     def call(x: Tensor, _: Tensor) -> Tensor:
         flat = x.permute(1, 0, 2).reshape(1, shape.N, shape.G * shape.D)
         indices: Tensor = module(flat)[1]
-        if shape.Q > 1:
-            return indices
-        return indices.view(shape.N, -1).t().unsqueeze(-1)
+        return indices.view(shape.G, shape.N, shape.Q)
 
     return call
 
@@ -101,7 +102,7 @@ def vqp_module(shape: Shape, codebooks: Tensor, *, grouped: bool = False) -> nn.
     """The peer's module with our codes: plain, residual, or with one codebook a group.
 
     Args:
-        grouped: ``GroupedResidualVQ`` with one stage a group, faster in training than heads.
+        grouped: ``GroupedResidualVQ`` with one stage a group, faster than heads.
     """
     import vector_quantize_pytorch as peer
 
