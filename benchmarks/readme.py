@@ -102,7 +102,8 @@ def search_sentences(rows: Iterable[Text]) -> str:
                 ratios[name].append(found[name])
     spans = {name: f"{min(values):.1f} to {max(values):.0f} times" for name, values in ratios.items() if values}
     text = f"The search alone, exact, at {len(cases)} sizes: {spans['torch']} as fast as the best of plain torch"
-    text += "".join(f", {spans[name]} as {name}'s" for name in ("faiss", peers.VQP) if name in spans)
+    shown = {"faiss": "FAISS", peers.VQP: peers.VQP}
+    text += "".join(f", {spans[name]} as {title}'s" for name, title in shown.items() if name in spans)
     share = max(share for case in cases.values() if (share := table.share_of_floor(case[0])) is not None)
     if share > 1:
         text += (
@@ -116,7 +117,10 @@ def numbers() -> str:
     """The paragraph, wrapped as the README is."""
     step = step_sentences(read_rows(RESULTS / "training_step.csv"))
     search = search_sentences(read_rows(RESULTS / "registry.csv"))
-    return textwrap.fill(f"{step} {search}", WIDTH, break_long_words=False, break_on_hyphens=False)
+    whole = re.sub(
+        "`.*?`", lambda code: code[0].replace(" ", "\0"), f"{step} {search}"
+    )  # lines break outside of code
+    return textwrap.fill(whole, WIDTH, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
 
 
 def rewritten(text: str, paragraph: str) -> str:
