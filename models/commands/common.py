@@ -101,7 +101,13 @@ def make_room_for_run(path: Path, *, overwrite: bool) -> None:
 
 
 def read_clips(
-    path: Path, console: Console, *, fps: float | None, split: str | None = None, mapping: Path | None = None
+    path: Path,
+    console: Console,
+    *,
+    fps: float | None,
+    split: str | None = None,
+    mapping: Path | None = None,
+    scale: float | None = None,
 ) -> list[Clip]:
     """The motions of a file or folder; what was mapped, skipped or assumed is printed.
 
@@ -114,7 +120,7 @@ def read_clips(
         def show(done: int, total: int, name: str) -> None:
             bar.update(task, completed=done, total=total, name=name)
 
-        report = load_clips(path, fps=fps, split=split, mapping_file=mapping, progress=show)
+        report = load_clips(path, fps=fps, split=split, mapping_file=mapping, scale=scale, progress=show)
     print_notes([*map(describe_mapping, report.mappings.values()), *report.notes], console)
     return report.clips
 

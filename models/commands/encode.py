@@ -18,7 +18,9 @@ def run(command: Encode) -> int:
     model = common.load_model(command.checkpoint, command.device)
     fps = model.config.fps
     clips = common.prepare(
-        common.read_clips(command.data, console, fps=fps, split=command.split, mapping=command.mapping),
+        common.read_clips(
+            command.data, console, fps=fps, split=command.split, mapping=command.mapping, scale=command.scale
+        ),
         console,
         fps=fps,
     )

@@ -20,7 +20,9 @@ def run(command: Evaluate) -> int:
     fps = model.config.fps
     split = None if command.split == "all" else command.split
     clips = common.prepare(
-        common.read_clips(command.data, console, fps=fps, split=split, mapping=command.mapping), console, fps=fps
+        common.read_clips(command.data, console, fps=fps, split=split, mapping=command.mapping, scale=command.scale),
+        console,
+        fps=fps,
     )
     with common.progress_bar(console, "evaluating") as bar:
         task = bar.add_task("evaluating", total=len(clips), name="")

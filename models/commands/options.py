@@ -11,6 +11,7 @@ import tyro
 
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(optional)")]
 OptionalText = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(optional)")]
+OptionalNumber = Annotated[float | None, tyro.conf.arg(metavar="NUMBER", help_behavior_hint="(optional)")]
 OptionalPair = Annotated[
     tuple[Path, Path] | None, tyro.conf.arg(metavar="PATH PATH", help_behavior_hint="(optional)")
 ]
@@ -53,6 +54,8 @@ class Encode:
     """Only clips of this split, train or test; all if absent."""
     mapping: OptionalPath = None
     """JSON file of {SMPL joint: joint of your skeleton}, where joint names say too little."""
+    scale: OptionalNumber = None
+    """Metres per unit of the files, where they do not say it and the size of the body misleads."""
     batch_size: int = 16
     """Clips encoded at once."""
     device: str = "auto"
@@ -100,6 +103,8 @@ class Evaluate:
     """File for the numbers."""
     mapping: OptionalPath = None
     """JSON file of {SMPL joint: joint of your skeleton}, where joint names say too little."""
+    scale: OptionalNumber = None
+    """Metres per unit of the files, where they do not say it and the size of the body misleads."""
     batch_size: int = 16
     """Clips encoded at once."""
     device: str = "auto"
@@ -132,6 +137,8 @@ class Render:
     """Height of a GIF, pixels."""
     mapping: OptionalPath = None
     """JSON file of {SMPL joint: joint of your skeleton}, where joint names say too little."""
+    scale: OptionalNumber = None
+    """Metres per unit of the files, where they do not say it and the size of the body misleads."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     overwrite: bool = False

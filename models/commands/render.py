@@ -46,7 +46,7 @@ def run(command: Render) -> int:
 def _motions(command: Render, limit: int, console: Console) -> list[Scene]:
     assert command.data is not None
     if command.checkpoint is None:
-        clips = common.read_clips(command.data, console, fps=None, mapping=command.mapping)
+        clips = common.read_clips(command.data, console, fps=None, mapping=command.mapping, scale=command.scale)
         chosen = _chosen([clip.name for clip in clips], command.clip, limit, console)
         return [
             Scene(clips[index].name, clips[index].fps, [Track("", clips[index].joints)], clips[index].text)
@@ -55,7 +55,9 @@ def _motions(command: Render, limit: int, console: Console) -> list[Scene]:
     model = common.load_model(command.checkpoint, command.device)
     fps = model.config.fps
     prepared = common.prepare(
-        common.read_clips(command.data, console, fps=fps, mapping=command.mapping), console, fps=fps
+        common.read_clips(command.data, console, fps=fps, mapping=command.mapping, scale=command.scale),
+        console,
+        fps=fps,
     )
     chosen = _chosen([clip.name for clip in prepared], command.clip, limit, console)
     return [

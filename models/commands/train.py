@@ -20,7 +20,7 @@ def run(command: Train) -> int:
     if not command.resume:
         common.check_new_folder(command.out, overwrite=command.overwrite)
     clips = common.prepare(
-        common.read_clips(command.data, console, fps=config.model.fps, mapping=command.mapping),
+        common.read_clips(command.data, console, fps=config.model.fps, mapping=command.mapping, scale=command.scale),
         console,
         fps=config.model.fps,
     )

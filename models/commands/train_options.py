@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from fastvq.models.commands.options import OptionalPath
+from fastvq.models.commands.options import OptionalNumber, OptionalPath
 from fastvq.models.errors import UserError
 from fastvq.models.tokenizers.config import MotionVQVAEConfig
 from fastvq.models.training.config import LossWeights, TrainConfig
@@ -62,6 +62,8 @@ class Train:
     """Remove an earlier run in --out first."""
     mapping: OptionalPath = None
     """JSON file of {SMPL joint: joint of your skeleton}, where joint names say too little."""
+    scale: OptionalNumber = None
+    """Metres per unit of the files, where they do not say it and the size of the body misleads."""
     skip_report: bool = False
     """Do without what follows training: measuring the test split, its tokens, and the report."""
 

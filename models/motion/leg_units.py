@@ -64,7 +64,7 @@ def metres_per_unit(legs: Sequence[float], layout: Layout, *, scale: float | Non
             )
     raise UserError(
         f"{layout.name}: the leg (hip to knee to ankle) measures {leg:.4g} units, which is no leg in metres, "
-        "centimetres, millimetres or the unit of KIT-ML's model: give the scale in metres per unit"
+        "centimetres, millimetres or the unit of KIT-ML's model: give the scale (--scale) in metres per unit"
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from fastvq.models.commands.decode import file_names
+from fastvq.models.motion.features263 import joints_to_features
 from fastvq.models.motion.features272 import features_to_joints
 from fastvq.models.motion.load import load_clips
 from fastvq.models.motion.skeleton import bone_lengths
@@ -44,6 +45,26 @@ def test_encode_can_take_one_split(
     assert outcome.code == 0
     assert "2 clips" in outcome.out
     assert len(read_manifest(path)["clips"]) == 2
+
+
+def test_a_humanml3d_folder_of_unknown_unit_needs_a_scale(
+    fastvq: Callable[..., Any], run_folder: Path, motions: Path, tmp_path: Path
+) -> None:
+    folder, tokens = tmp_path / "set" / "new_joint_vecs", tmp_path / "tokens.safetensors"
+    folder.mkdir(parents=True)
+    clips = [clip for clip in load_clips(motions, fps=20).clips if clip.frames > 20][:2]
+    for clip in clips:
+        np.save(folder / f"{clip.name}.npy", joints_to_features(7 * clip.joints))
+    options = ["encode", "--checkpoint", run_folder, "--data", folder.parent, "--out", tokens]
+    refused = fastvq(*options)
+    assert refused.code == 2
+    assert "HumanML3D: the leg" in refused.err
+    assert "give the scale (--scale) in metres per unit" in refused.err
+    taken = fastvq(*options, "--scale", 1 / 7)
+    assert taken.code == 0
+    assert "2 files are HumanML3D's, at 20 frames per second" in taken.out
+    frames = [clip["frames"] for clip in read_manifest(tokens)["clips"]]
+    assert sorted(frames) == sorted(int((clip.frames - 2) * 1.5) + 1 for clip in clips)
 
 
 @pytest.mark.parametrize("kind", ["bvh", "npz"])

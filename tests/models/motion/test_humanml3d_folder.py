@@ -168,7 +168,9 @@ def test_kit_is_converted_to_metres_with_a_line_that_says_so(clips, tmp_path, pe
 
 def test_an_unknown_unit_is_refused_with_the_remedy(clips: list[Clip], tmp_path: Path):
     root = kit_folder(tmp_path / "kit", clips, per_metre=7.0)
-    with pytest.raises(UserError, match=r"the leg .* measures 6\.\d+ units.*give the scale in metres per unit"):
+    with pytest.raises(
+        UserError, match=r"the leg .* measures 6\.\d+ units.*give the scale \(--scale\) in metres per unit"
+    ):
         read_folder(root)
     with pytest.raises(UserError, match="give the scale"):
         load_clips(root)

@@ -30,7 +30,7 @@ def test_the_unit_is_told_and_named(leg, unit, words):
 
 @pytest.mark.parametrize("leg", [0.0, 0.2, 3.0, 30.0, 5000.0])
 def test_what_is_no_leg_is_refused_with_the_remedy(leg):
-    with pytest.raises(UserError, match=r"is no leg in metres.*: give the scale in metres per unit"):
+    with pytest.raises(UserError, match=r"is no leg in metres.*: give the scale \(--scale\) in metres per unit"):
         metres_per_unit([leg], HUMANML3D)
     assert metres_per_unit([leg], HUMANML3D, scale=0.3) == (0.3, "")
 
