@@ -130,6 +130,32 @@ def test_a_wrong_kernel_is_not_timed(op, case, monkeypatch):
     assert timed == []
 
 
+def test_a_peer_that_cannot_run_is_left_out_and_named(monkeypatch, caplog):
+    def full(*_):
+        raise RuntimeError("out of memory\nand more")
+
+    monkeypatch.setattr(peers, "cdist", full)
+    rows = run.run_case(one("nearest"), QUICK)
+    assert "nearest a: torch cdist is left out: out of memory" in caplog.text
+    assert [row.peer for row in rows][:4] == ["", "", "torch textbook", "torch baddbmm"]
+    assert "torch cdist" not in {row.peer for row in rows}
+
+
+def test_an_interrupt_keeps_what_was_measured(monkeypatch, tmp_path, capsys):
+    right = run.run_case
+
+    def stop(case, *arguments, **keywords):
+        if case.op.name == "lookup":
+            raise KeyboardInterrupt
+        return right(case, *arguments, **keywords)
+
+    monkeypatch.setattr(run, "run_case", stop)
+    path = tmp_path / "rows.csv"
+    assert run.main(["--quick", "--ops", "segment_sum", "lookup", "--shapes", "c", "--out", str(path)]) == 130
+    assert "1 of 2 cases" in capsys.readouterr().out
+    assert {row["op"] for row in read_rows(path)} == {"machine", "segment_sum"}
+
+
 def test_a_wrong_kernel_fails_the_command_and_leaves_no_row(monkeypatch, tmp_path, capsys):
     spoil(monkeypatch, "segment_sum", WRONG["segment_sum"])
     path = tmp_path / "rows.csv"
