@@ -95,17 +95,17 @@ def parse(rows: Iterable[Mapping[str, str]]) -> list[Measured]:
             Measured(
                 op=row["op"],
                 pass_=row["pass"],
-                shape=Shape(row["shape"], *(int(_number(row, name, number)) for name in "GNKDQ")),
+                shape=Shape(row["shape"], *(int(_number(row, name, number, positive=True)) for name in "GNKDQ")),
                 dtype=row["dtype"],
                 impl=row["impl"],
                 precision=row["precision"],
                 peer=row["peer"],
                 version=row["peer_version"],
                 reps=int(_number(row, "reps", number)),
-                median_ms=_number(row, "median_ms", number),
-                p20_ms=_number(row, "p20_ms", number),
-                p80_ms=_number(row, "p80_ms", number),
-                floor_ms=_number(row, "floor_ms", number) if row["floor_ms"] else None,
+                median_ms=_number(row, "median_ms", number, positive=True),
+                p20_ms=_number(row, "p20_ms", number, positive=True),
+                p80_ms=_number(row, "p80_ms", number, positive=True),
+                floor_ms=_number(row, "floor_ms", number, positive=True) if row["floor_ms"] else None,
                 floor_kind=row["floor_kind"],
                 peak_mib=_number(row, "peak_mib", number) if row["peak_mib"] else None,
                 wrong=int(_number(row, "mismatch_rows", number)) if row["mismatch_rows"] else None,
@@ -153,7 +153,7 @@ class Comparison:
     def ratio(self, row: Measured) -> tuple[float, float, float] | None:
         """How many times as long as ours the row takes: medians, and the range that p20 and p80 of both allow."""
         mine = self.ours(row)
-        if mine is None or mine is row or mine.gate != "pass" or not mine.p20_ms:
+        if mine is None or mine is row or mine.gate != "pass":
             return None
         return row.median_ms / mine.median_ms, row.p20_ms / mine.p80_ms, row.p80_ms / mine.p20_ms
 
@@ -168,11 +168,12 @@ def unit_cost(milliseconds: float, letter: str, shape: Shape) -> float:
     return 1e6 * milliseconds / shape.N / (1 if letter == "N" else getattr(shape, letter))
 
 
-def _number(row: Mapping[str, str], name: str, number: int) -> float:
+def _number(row: Mapping[str, str], name: str, number: int, *, positive: bool = False) -> float:
     try:
         value = float(row[name])
     except ValueError:
         value = math.nan
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"row {number} has {name} = {row[name]!r}, expected a number of at least 0")
+    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+        expected = "above 0" if positive else "of at least 0"
+        raise ValueError(f"row {number} has {name} = {row[name]!r}, expected a number {expected}")
     return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastvq.benchmarks.measured import (
     COPY,
@@ -221,13 +221,26 @@ def step_cards(rows: Sequence[Measured]) -> list[str]:
     return cards
 
 
-def loss_cards(runs: Mapping[str, Mapping[str, object]]) -> list[str]:
-    """Loss over steps, where a run kept it: ``losses`` maps a title on label -> {"steps": [...], "loss": [...]}."""
+def loss_cards(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Loss over steps, where a run kept it: ``losses`` maps a title on label -> {"steps": [...], "loss": [...]}.
+
+    Raises:
+        ValueError: losses of another form.
+    """
     cards = []
     for run, facts in runs.items():
-        losses = facts.get("losses")
-        for title, curves in losses.items() if isinstance(losses, Mapping) else ():
-            series = [Series(label, curve["steps"], curve["loss"]) for label, curve in curves.items()]
+        for title, curves in (facts.get("losses") or {}).items():
+            try:
+                series = [
+                    Series(label, list(map(float, curve["steps"])), list(map(float, curve["loss"])))
+                    for label, curve in curves.items()
+                ]
+            except (AttributeError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f'losses of run {run}, {title}: expected label -> {{"steps": [...], "loss": [...]}} of numbers'
+                ) from error
+            if any(len(line.x) != len(line.y) for line in series):
+                raise ValueError(f"losses of run {run}, {title}: expected as many losses as steps in each line")
             note = f"Run {run}. Lines that lie on each other learn alike."
             cards.append(card(title, note, line_chart(series, x_label="training step", y_label="loss", log=True)))
     return cards

@@ -55,7 +55,8 @@ def write_page(
             (title -> label -> {"steps": [...], "loss": [...]}).
 
     Raises:
-        ValueError: no rows, columns that are not there, another schema, or values that are no numbers.
+        ValueError: no rows, columns that are not there, another schema, values that are no numbers, or losses of
+            another form.
         UserError: the file cannot be written.
     """
     every = parse(rows)
@@ -222,14 +223,14 @@ def _table(rows: Sequence[Measured], comparison: Comparison) -> str:
             _cell(row.median_ms, number_text(row.median_ms)),
             _cell(row.p80_ms - row.p20_ms, f"{number_text(row.p20_ms)} to {number_text(row.p80_ms)}"),
             _cell(1.0, "1") if mine else _cell(ratio and ratio[0], _ratio_text(ratio[0]) if ratio else ""),
-            _cell(share, f"{share:.0%}" if share else "", row.floor_kind),
+            _cell(share, f"{share:.{0 if share > 0.1 else 1}%}" if share else "", row.floor_kind),
             _cell(row.peak_mib, "" if row.peak_mib is None else number_text(row.peak_mib)),
             _cell(row.wrong, "" if row.wrong is None else f"{row.wrong:,}"),
             f"<td>{escape(row.run)}</td>",
         ]
         lines.append(f'<tr class="{kind}">{"".join(cells)}</tr>')
     return (
-        '<section id="rows"><h2>All rows</h2><p>Bold: what ratios are formed against. A head sorts.</p>'
+        '<section id="rows"><h2>All rows</h2><p>Bold: what ratios are formed against. Press a head to sort.</p>'
         '<label class="filter">Show only rows with these words'
         '<input type="search" data-filters="all-rows" placeholder="nearest faiss"></label>'
         f'<div class="scroll wide"><table class="compact sortable" id="all-rows"><thead><tr>{head}</tr></thead>'

@@ -47,7 +47,7 @@ RESULTS = Path(__file__).resolve().parent / "results" / "cpu" / "scaling.csv"
 MARGIN = 1.5
 # Besides what rows, codes and indices take themselves: workspaces of threads, and what the allocator rounds up.
 SPARE_MIB = 32
-BLOCK = 65_536  # rows of a stream that are there at the same time
+BLOCK = 65_536  # rows of a stream that come together
 MATRIX = 2**28  # scores beyond which the peer, which writes them all, is left out
 GATED = 1024  # rows of every search that are compared with the oracle's
 PEER = "torch baddbmm"
@@ -82,7 +82,7 @@ AXES = {
     "rows": Axis("N", "nearest", Shape("", 1, 0, 1024, 64), doublings(2**12, 2**21)),
     "stream": Axis("N, stream", "nearest", Shape("", 1, 0, 1024, 64), (*doublings(2**16, 2**23), TEN_MILLION), True),
     "k-means": Axis(
-        "N, stream", "kmeans_stream", Shape("", 1, 0, 256, 64), (*doublings(2**18, 2**23), TEN_MILLION), True
+        "N, stream", "kmeans_stream", Shape("", 1, 0, 256, 64), (*doublings(2**18, 2**22), TEN_MILLION), True
     ),
     "codes": Axis("K", "nearest", Shape("", 1, 2**15, 0, 64), doublings(2**6, 2**15)),
     "dimensions": Axis("D", "nearest", Shape("", 1, 2**15, 1024, 0), doublings(8, 1024)),
@@ -220,8 +220,12 @@ def growth(costs: Sequence[float]) -> float:
 
 
 def memory_limit(axis: Axis, shape: Shape) -> float:
-    """MiB that a call may add: as much again as rows, codes and indices (of two blocks in a stream), and a little."""
-    held = shape._replace(N=min(shape.N, 2 * BLOCK)) if axis.stream else shape
+    """MiB that a call may add: as much as rows, codes and indices take, and a little.
+
+    A stream has three blocks at a time: the one that others are made from, the one in use and the next. Blocks that
+    come and go leave holes between results that stay, at most as large again: twice three blocks, however many rows.
+    """
+    held = shape._replace(N=min(shape.N, 2 * 3 * BLOCK)) if axis.stream else shape
     return held.io_bytes / 2**20 + SPARE_MIB
 
 
@@ -300,12 +304,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.memory_of:
         print_peaks(AXES[options.memory_of])
         return 0
-    rows, failures = [], []
+    failures = []
     for key in options.axes:
-        found = run(AXES[key], peaks(key), reps=options.reps)
-        rows += found
-        failures += faults(AXES[key], found)
-    write_rows(options.out, rows)
+        rows = run(AXES[key], peaks(key), reps=options.reps)
+        write_rows(options.out, rows)
+        failures += faults(AXES[key], rows)
     for failure in failures:
         print(f"NOT FLAT: {failure}", file=sys.stderr)
     if not failures:

@@ -133,7 +133,9 @@ def test_a_missing_column_is_one_sentence(tmp_path, column):
         ([row(schema="fastvq-bench/9")], "row 1 holds schema 'fastvq-bench/9'"),
         ([row(median_ms="fast")], "median_ms = 'fast', expected a number"),
         ([row(p80_ms="nan")], "p80_ms = 'nan'"),
-        ([row(peak_mib="-1")], "peak_mib = '-1'"),
+        ([row(peak_mib="-1")], "peak_mib = '-1', expected a number of at least 0"),
+        ([row(p20_ms=0)], "p20_ms = '0', expected a number above 0"),
+        ([row(N=0)], "N = '0', expected a number above 0"),
     ],
 )
 def test_rows_that_are_none_are_refused(tmp_path, rows, message):
@@ -246,3 +248,10 @@ def test_losses_beside_the_rows_are_drawn(tmp_path):
     page = Page(out)
     assert len(page.having("line")) == 2
     assert "measure this" in page.text
+
+
+@pytest.mark.parametrize("curves", [[1.0], {"plain": [1.0]}, {"plain": {"steps": [1, 2], "loss": [1.0]}}])
+def test_losses_of_another_form_are_refused(tmp_path, curves):
+    with pytest.raises(ValueError, match="losses of run run1, width 512: expected"):
+        report.write_page([row()], tmp_path / "page.html", {"run1": {"losses": {"width 512": curves}}})
+    assert not list(tmp_path.iterdir())
