@@ -105,6 +105,7 @@ def find_statistics(folder: Path, width: int = WIDTH, *, above: int = 3) -> tupl
     return None
 
 
+@np.errstate(over="ignore", invalid="ignore")  # absurd values are no rotations
 def _has_rotations(columns: np.ndarray) -> bool:
     rows = columns.reshape(-1, 3)
     return abs(float(np.median(np.linalg.norm(rows, axis=-1))) - 1.0) <= _UNIT_LENGTH

@@ -187,6 +187,8 @@ def _files(root: Path, source: Path, split: str | None, notes: list[str]) -> lis
         others = ", ".join(sorted(path.stem for path in root.glob("*.txt"))) or "none"
         raise UserError(f"{listing}: no such split file: the splits there are: {others}")
     names = [name for line in read_text(listing, what="a list of names").splitlines() if (name := line.strip())]
+    if not names:
+        raise UserError(f"{listing}: is empty: expected a clip's name in every line")
     missing = [name for name in names if name not in there]
     if len(missing) == len(names):
         raise UserError(f"{listing}: none of its {len(names)} names has a file in {source}: check the folder")

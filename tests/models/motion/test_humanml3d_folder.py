@@ -97,6 +97,9 @@ def test_one_split_by_its_file(clips: list[Clip], folder: Path):
     assert "mine.txt: 1 of 2 names have no file, first 'absent'" in mine.notes[0]
     with pytest.raises(UserError, match=r"trian\.txt: no such split file: .* there are: mine, test, train, val"):
         read_folder(folder, split="trian")
+    (folder / "mine.txt").write_text("\n")
+    with pytest.raises(UserError, match=r"mine\.txt: is empty: expected a clip's name in every line"):
+        read_folder(folder, split="mine")
     (folder / "mine.txt").write_text("absent\n")
     with pytest.raises(UserError, match="none of its 1 names has a file"):
         read_folder(folder, split="mine")
@@ -280,6 +283,7 @@ def test_mistakes_in_the_folder_are_named(clips: list[Clip], folder: Path, tmp_p
     refused(np.zeros((5, 100)), r"expected features of width 263 .*got \(5, 100\): keep each data set in a folder")
     refused(features[:-5], rf"new_joints.*has the shape \({len(features)}, 22, 3\), but the clip's features")
     refused(np.where(np.arange(263) == 70, np.nan, features), "frames hold NaN or infinity, first frame 0")
+    refused(features * 1e30, "columns 67 to 192 are no rotations")
     refused(features[:0], r"say \(0, 22, 3\)")
     np.save(path, features)
     np.save(folder / "Mean.npy", np.zeros(251))
