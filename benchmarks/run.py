@@ -254,13 +254,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="CSV file that gets the rows")
     parser.add_argument("--html", type=Path, help="page with plots to write")
     parser.add_argument("--compare", type=Path, nargs=2, metavar="CSV", help="show what moved between two files")
+    parser.add_argument("--seconds", type=float, default=Settings().seconds, help="of rounds for each case")
     parser.add_argument("--quick", action="store_true", help="toy sizes, without torch.compile")
     options = parser.parse_args(arguments)
     console = make_console()
     try:
         if options.compare:
             return compare_files(options.compare[0], options.compare[1], console)
-        settings = Settings(options.device, compiled=not options.quick, quick=options.quick)
+        settings = Settings(options.device, seconds=options.seconds, compiled=not options.quick, quick=options.quick)
         return bench(console, settings, ops=options.ops, shapes=options.shapes, out=options.out, html=options.html)
     except (ValueError, OSError) as error:
         print(f"benchmarks.run: {error}", file=sys.stderr)

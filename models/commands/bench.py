@@ -18,7 +18,9 @@ def run(command: Bench) -> int:
         if command.compare is not None:
             return benchmarks.compare_files(*command.compare, console)
         device = str(common.choose_device(command.device))
-        settings = benchmarks.Settings(device, compiled=not command.quick, quick=command.quick)
+        settings = benchmarks.Settings(
+            device, seconds=command.seconds, compiled=not command.quick, quick=command.quick
+        )
         return benchmarks.bench(
             console, settings, ops=command.ops, shapes=command.shapes, out=command.out, html=command.html
         )

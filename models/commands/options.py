@@ -166,6 +166,8 @@ class Bench:
     """Page with tables and figures to write, ending in .html."""
     compare: OptionalPair = None
     """Measure nothing, and show which ratios moved from one file of rows to another; exit code 1 if ours fell."""
+    seconds: float = 4.0
+    """How long the rounds of a case go on; three are taken at least."""
     quick: bool = False
     """Toy sizes, without torch.compile: whether everything runs and agrees. Times mean nothing."""
     overwrite: bool = False
