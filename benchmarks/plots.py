@@ -190,31 +190,28 @@ def step_cards(rows: Sequence[Measured]) -> list[str]:
     steps = [row for row in rows if row.op in WHOLE_MODELS]
     for (_, shape), mine in grouped(steps, lambda row: (row.run, row.shape)).items():
         several = len({row.dtype for row in mine}) > 1
-        times = {(row.contender, row.dtype): row.median_ms for row in mine if row.pass_ == "train-step"}
-        rival = min(
-            (
-                (row.median_ms, row.contender)
-                for row in mine
-                if row.pass_ == "train-step" and row.peer and not row.is_floor
-            ),
-            default=None,
-        )
+        whole_steps = {(row.contender, row.dtype): row for row in mine if row.pass_ == "train-step"}
+        rivals = [row for row in whole_steps.values() if row.peer and not row.is_floor]
         stacks, notes = {}, {}
         for (contender, dtype), parts in grouped(mine, lambda row: (row.contender, row.dtype)).items():
             found = {row.pass_.removeprefix(SECTION): row.median_ms for row in parts if row.pass_.startswith(SECTION)}
             found = found or {row.pass_: row.median_ms for row in parts if row.pass_ == "quantizer"}
-            whole = times.get((contender, dtype))
+            whole = whole_steps.get((contender, dtype))
             if whole is not None:
-                rest = whole - sum(found.values())
+                rest = whole.median_ms - sum(found.values())
                 found = {**found, REST: rest} if rest > 0 else found
             if not found:
                 continue
             name = f"{contender}, {dtype}" if several else contender
             stacks[name] = found
-            if whole and rival and not parts[0].peer:
-                notes[name] = f"{rival[0] / whole:.2f}{TIMES} as fast"
+            rival = min(
+                [row.median_ms for row in rivals if row.dtype == dtype] or [row.median_ms for row in rivals],
+                default=None,
+            )
+            if whole and rival and not whole.peer:
+                notes[name] = f"{rival / whole.median_ms:.2f}{TIMES} as fast"
         if stacks:
-            against = f" As fast: against the step with {rival[1]}." if notes and rival else ""
+            against = " As fast: against the fastest peer's step, of the same dtype if there is one." if notes else ""
             note = f"{sizes(shape)}. Medians of the parts; {REST} is what they leave of the median step.{against}"
             chart = stack_chart(stacks, x_label="ms a step", colours=SECTIONS, notes=notes)
             cards.append(card(shape.name, note, chart))

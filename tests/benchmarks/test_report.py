@@ -231,6 +231,21 @@ def test_the_parts_of_a_step_add_up_to_the_step(tmp_path):
     assert sum(widths) == pytest.approx(widths[0] / 0.3, abs=0.5)
 
 
+def test_steps_are_held_against_the_fastest_peer_of_their_dtype(tmp_path):
+    step, narrow = {"op": "motion-vqvae", "pass_": "train-step"}, {"dtype": "bfloat16"}
+    rows = [row(**step, median_ms=100), row(**step, **narrow, impl="cpu, all levers", median_ms=40)]
+    rows += [peer(**step, median_ms=150), peer(**step, peer="other", median_ms=130)]
+    rows += [peer(**step, peer="no quantizer", median_ms=90)]
+    assert re.findall(r">([\d.]+)\S as fast<", written(tmp_path, rows).source) == ["1.30", "3.25"]
+    rows += [peer(**step, **narrow, median_ms=60)]
+    assert re.findall(r">([\d.]+)\S as fast<", written(tmp_path, rows).source) == ["1.30", "1.50"]
+
+
+def test_a_file_given_twice_counts_once(tmp_path):
+    page = written(tmp_path, [row(), peer(), row(), peer()])
+    assert len([tag for tag, _ in page.elements if tag == "tr"]) == 2 + 2 + 3
+
+
 def test_a_table_carries_what_it_sorts_by(tmp_path):
     page = written(tmp_path, [row(), peer()])
     cells = [values["data-value"] for tag, values in page.elements if tag == "td" and "data-value" in values]
