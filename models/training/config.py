@@ -82,7 +82,7 @@ class TrainConfig:
     conv: ConvImplementation = "auto"
     """Form of the convolutions; auto is taps for bf16 on a CPU, conv1d otherwise."""
     compile: bool = False
-    """Compile encoder and decoder with torch.compile."""
+    """Compile encoder and decoder with torch.compile; without a compiler a line says so, and training goes on."""
     seed: int = 0
     """Seed of weights, windows and codebook initialisation."""
     checkpoint_every: int = 5000

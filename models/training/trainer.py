@@ -23,6 +23,7 @@ from fastvq.models.errors import UserError
 from fastvq.models.nn.conv import fastest_implementation, set_implementation
 from fastvq.models.tokenizers import pretrained
 from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
+from fastvq.models.training.compilation import obstacle
 from fastvq.models.training.config import TrainConfig
 from fastvq.models.training.data import FeatureClip, feature_statistics, fingerprint
 from fastvq.models.training.environment import environment
@@ -113,6 +114,8 @@ def train(
         )
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
         run = _Run(config, clips, sampler, folder, accelerator)
+        if run.hindrance is not None:
+            console.print(f"{run.hindrance}: training goes on without it.", markup=False)
         with folder.lock():
             checkpoint = _checkpoint(folder, resume)
             if checkpoint is not None:
@@ -184,7 +187,9 @@ class _Run:
             weight_decay=config.weight_decay,
             fused=self.device.type in ("cpu", "cuda", "mps", "xpu"),
         )
-        step = TrainingStep(self.model, config.loss, config.precision, self.timer, compile=config.compile)
+        self.hindrance = obstacle(self.device) if config.compile else None
+        compiled = config.compile and self.hindrance is None
+        step = TrainingStep(self.model, config.loss, config.precision, self.timer, compile=compiled)
         self.forward, self.prepared = accelerator.prepare(step, self.optimizer)
 
     def load(self, checkpoint: Path) -> None:

@@ -237,6 +237,20 @@ def test_sections_are_recorded_when_asked_for(config, clips, tmp_path):
     )
 
 
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "true -O2"])
+def test_without_a_compiler_training_goes_on_and_says_so(config, clips, tmp_path, monkeypatch, compiler):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or module)
+    monkeypatch.setenv("CXX", compiler)
+    console = Console(record=True, width=200, file=io.StringIO())
+    plain = train(dataclasses.replace(config, steps=2), clips, tmp_path / "plain")
+    result = train(dataclasses.replace(config, steps=2, compile=True), clips, tmp_path / "run", console=console)
+    said = "torch.compile needs a C++ compiler, and no-such-compiler was not found: training goes on without it."
+    assert (said in console.export_text()) == (compiler == "no-such-compiler") == (compiled == [])
+    for name, tensor in plain.model.state_dict().items():
+        assert torch.equal(tensor, result.model.state_dict()[name])
+
+
 def test_encoder_and_decoder_are_compiled_for_training_only(config, clips, tmp_path, monkeypatch):
     compiled, called = [], []
 
