@@ -105,9 +105,9 @@ def roofline_cards(rows: Sequence[Measured], palette: Mapping[str, int]) -> list
     searches = [row for row in rows if row.op in SEARCHES]
     for run, mine in grouped(searches, lambda row: row.run).items():
         arithmetic, traffic = roofs([row for row in rows if row.run == run])
-        if not arithmetic:
+        every = {intensity(row) for row in mine}
+        if not arithmetic or len(every) < 2:
             continue
-        every = [intensity(row) for row in mine]
         low, high = min(every), max(every)
         series = []
         if traffic:

@@ -279,6 +279,12 @@ def _reading() -> str:
     return f'<section id="reading"><h2>How to read it</h2><dl class="reading">{items}</dl></section>'
 
 
+def _command(stem: str) -> str:
+    """What writes a file of this name: the benchmark called like it, or all of them."""
+    known = stem.isidentifier() and stem != "registry" and importlib.util.find_spec(f"fastvq.benchmarks.{stem}")
+    return f"python -m benchmarks.{stem}" if known else "fastvq bench"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 where the page was written, 2 where the input is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -290,8 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for path in options.csv:
             read = read_rows(path)
-            known = importlib.util.find_spec(f"fastvq.benchmarks.{path.stem}") if path.stem.isidentifier() else None
-            command = f"python -m benchmarks.{path.stem}" if known else "fastvq bench"
+            command = _command(path.stem)
             facts = read_runs(path)
             for run in dict.fromkeys(row.get("run_id", "") for row in read):
                 runs[run] = {"command": command, **facts.get(run, {})}

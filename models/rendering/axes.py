@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fastvq.models.rendering.page import escape
 
 WIDTH, HEIGHT = 460, 250
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 14, 42
+LEFT, RIGHT, TOP, BOTTOM = 68, 12, 14, 42
 COLOURS = 8
 
 

@@ -84,7 +84,7 @@ def factor_chart(groups: Mapping[str, Sequence[Factor]], *, x_label: str) -> str
     high = max(1.0, *(factor.high for factor in factors))
     room = max((high / low) ** 0.03, 1.02)
     height = _SLOT * (len(factors) + len(groups)) + _FOOT + 6
-    left = round(12 + _LETTER * min(_NAME, max(len(factor.label) for factor in factors)))
+    left = round(24 + _LETTER * min(_NAME, max(len(factor.label) for factor in factors)))
     frame = Frame((low / room, high * room), (0, 1), log_x=True, height=height, left=left, right=52, top=6)
     ticks = log_ticks(low, high) if high / low > 3 else nice_ticks(low, high, 4)
     parts, y = [draw_axes(frame, [tick for tick in ticks if tick > 0], (), x_label, "")], 6.0

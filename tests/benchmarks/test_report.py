@@ -78,11 +78,11 @@ def test_the_committed_rows_make_a_page_that_needs_nothing_else(tmp_path, capsys
     path = tmp_path / "page.html"
     assert report.main([*map(str, RESULTS), "--out", str(path)]) == 0
     page = Page(path)
-    assert {"peers", "ratios", "roofline", "training", "rows", "sources", "reading"} <= page.sections()
+    assert {"peers", "ratios", "roofline", "scaling", "training", "rows", "sources", "reading"} <= page.sections()
     assert not [tag for tag, values in page.elements if {"src", "href", "srcset"} & set(values)]
     assert not re.search(r"https?://|@import|url\(", page.source)
     assert "vector-quantize-pytorch" in page.text
-    assert "python -m benchmarks.nearest" in page.text
+    assert "python -m benchmarks.scaling" in page.text
     assert str(path) in capsys.readouterr().out
 
 
@@ -219,6 +219,13 @@ def test_roofs_are_the_machine_s_own_rows_or_follow_from_floors():
     assert plots.roofs(measured.parse([row(floor_ms="", floor_kind="")])) == ({}, 0.0)
 
 
+def test_a_roofline_needs_two_shapes(tmp_path):
+    assert "roofline" not in written(tmp_path, [row(), peer()]).sections()
+    page = written(tmp_path, [row(), peer(), row(shape="b", D=512), peer(shape="b", D=512)])
+    assert len(page.having("mark")) == 4
+    assert len(page.having("dashed")) == 1
+
+
 def test_the_parts_of_a_step_add_up_to_the_step(tmp_path):
     step = {"op": "motion-vqvae", "shape": "width 512", "floor_kind": "", "floor_ms": ""}
     rows = [row(**step, pass_="train-step", median_ms=100.0), row(**step, pass_="train-step:encoder", median_ms=30.0)]
@@ -270,3 +277,8 @@ def test_losses_of_another_form_are_refused(tmp_path, curves):
     with pytest.raises(ValueError, match="losses of run run1, width 512: expected"):
         report.write_page([row()], tmp_path / "page.html", {"run1": {"losses": {"width 512": curves}}})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_names_the_command_that_wrote_it():
+    assert report._command("training_step") == "python -m benchmarks.training_step"
+    assert report._command("registry") == report._command("rows of mine") == report._command("mine") == "fastvq bench"
