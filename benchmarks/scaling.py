@@ -1,6 +1,6 @@
 """How time and memory grow with rows, codes, dimensions, stages and groups; the cost of a row must stay flat.
 
-Run ``python -m benchmarks.scaling`` on a quiet machine; it takes about six minutes on two cores and appends its rows
+Run ``python -m benchmarks.scaling`` on a quiet machine; it takes about twelve minutes on two cores and appends its rows
 to ``benchmarks/results/cpu/scaling.csv``. One size grows by factors of two while all others stay. The cost of a row,
 divided by the size that grows where that is not the number of rows, may rise above the least cost at any smaller size
 by ``MARGIN`` at most; the command ends with 1 where it does not hold. All sizes of an axis, and the peer's, take
@@ -48,6 +48,9 @@ MARGIN = 1.5
 # Besides what rows, codes and indices take themselves: workspaces of threads, and what the allocator rounds up.
 SPARE_MIB = 32
 BLOCK = 65_536  # rows of a stream that come together
+# Blocks that a stream has at once: the one that others are made from, the one in use and the next; k-means also its
+# sample of 256 rows a code, which is as large, that joined with a block, and what is kept of both.
+BLOCKS = {"nearest": 3, "kmeans_stream": 7}
 MATRIX = 2**28  # scores beyond which the peer, which writes them all, is left out
 GATED = 1024  # rows of every search that are compared with the oracle's
 PEER = "torch baddbmm"
@@ -220,12 +223,9 @@ def growth(costs: Sequence[float]) -> float:
 
 
 def memory_limit(axis: Axis, shape: Shape) -> float:
-    """MiB that a call may add: as much as rows, codes and indices take, and a little.
-
-    A stream has three blocks at a time: the one that others are made from, the one in use and the next. Blocks that
-    come and go leave holes between results that stay, at most as large again: twice three blocks, however many rows.
-    """
-    held = shape._replace(N=min(shape.N, 2 * 3 * BLOCK)) if axis.stream else shape
+    """MiB that a call may add: as much as rows, codes and indices take, and a little; in a stream twice the blocks
+    that are there at once, since those that come and go leave holes between results that stay."""
+    held = shape._replace(N=2 * BLOCKS[axis.op] * BLOCK) if axis.stream else shape
     return held.io_bytes / 2**20 + SPARE_MIB
 
 
