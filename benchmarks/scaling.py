@@ -1,9 +1,9 @@
 """How time and memory grow with rows, codes, dimensions, stages and groups; the cost of a row must stay flat.
 
-Run ``python -m benchmarks.scaling`` on a quiet machine; it takes about twelve minutes on two cores and appends its rows
-to ``benchmarks/results/cpu/scaling.csv``. One size grows by factors of two while all others stay. The cost of a row,
-divided by the size that grows where that is not the number of rows, may rise above the least cost at any smaller size
-by ``MARGIN`` at most; the command ends with 1 where it does not hold. All sizes of an axis, and the peer's, take
+Run ``python -m benchmarks.scaling`` on a quiet machine; it takes about twelve minutes on two cores and appends its
+rows to ``benchmarks/results/cpu/scaling.csv``. One size grows by factors of two while all others stay. The cost of a
+row, divided by the size that grows where that is not the number of rows, may rise above the least cost at any smaller
+size by ``MARGIN`` at most; the command ends with 1 where it does not hold. All sizes of an axis, and the peer's, take
 turns, so that a busy moment hits each of them, and the 20th percentile is judged, since what else runs on a machine
 can only add to a time.
 
