@@ -30,6 +30,11 @@ def is_ours(row: Text) -> bool:
     return not row["peer"] and "," not in row["impl"]
 
 
+def has_all_levers(row: Text) -> bool:
+    """Our quantizer, and all that our trainer can do beyond it but compiling."""
+    return not row["peer"] and row["impl"].endswith(", all levers")
+
+
 def is_peers(row: Text) -> bool:
     """vector-quantize-pytorch in the form that is faster here."""
     return row["peer"] == peers.VQP
@@ -63,12 +68,13 @@ def step_sentences(rows: Sequence[Text]) -> str:
     if whole is None or alone is None:
         raise ValueError(f"no run of training_step.csv timed both quantizers at {STEP_SHAPE}: run it again")
     ours, theirs = whole
+    same_run = [row for row in rows if row["run_id"] == ours["run_id"]]
     text = (
         f"**One training step of the motion tokenizer: {_ms(ours)} ms, and {_ms(theirs)} ms with {peers.VQP} "
         f"{theirs['peer_version']} in the same place"
     )
-    half = newest_pair(rows, "train-step", "bfloat16", is_ours, is_peers)
-    levers = newest_pair(rows, "train-step", "bfloat16", lambda row: "all levers" in row["impl"], lambda row: True)
+    half = newest_pair(same_run, "train-step", "bfloat16", is_ours, is_peers)
+    levers = newest_pair(same_run, "train-step", "bfloat16", has_all_levers, has_all_levers)
     if half:
         text += f"; in bfloat16 {_ms(half[0])} ms and {_ms(half[1])} ms"
     elif levers:
