@@ -23,7 +23,7 @@ def searcher(x: np.ndarray, codebooks: np.ndarray, topk: int) -> Call:
         residual.max_beam_size = 1
         faiss.copy_array_to_vector(codebooks.ravel(), residual.codebooks)
         residual.is_trained = True
-        getattr(residual, "compute_codebook_tables")()  # noqa: B009  its stubs do not know it
+        residual.use_beam_LUT = 0  # whose tables grow with the square of all codes together: 17 GB for Mimi's
         return lambda: residual.compute_codes(x), lambda found: unpack(found, bits, stages).reshape(1, -1, stages)
     if groups > 1:
         product = faiss.ProductQuantizer(groups * dim, groups, bits)

@@ -83,5 +83,9 @@ class Faiss:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._child.communicate(timeout=10)
+        try:
+            self._child.communicate(timeout=10)
+        except subprocess.TimeoutExpired:  # after an interrupt it may be in the midst of a call
+            self._child.kill()
+            self._child.communicate()
         self._folder.cleanup()
