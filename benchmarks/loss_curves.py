@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=128, help="channels of the convolutions")
     parser.add_argument("--batch-size", type=int, default=16, help="windows in a batch")
-    parser.add_argument("--steps", type=int, default=120, help="of each training")
+    parser.add_argument("--steps", type=int, default=96, help="of each training")
     parser.add_argument("--every", type=int, default=6, help="steps that a point of a curve is the mean of")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind")
     parser.add_argument("--data", type=Path, help="motions to learn from; made-up ones if absent")
