@@ -7,6 +7,10 @@
 #include "isa.h"
 #include "stable.h"
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 namespace {
 
 using namespace fastvq::cpu;
@@ -34,6 +38,18 @@ CodeStack stack_of(const Tensor& codebooks) {
           codebooks.size(3), codebooks.stride(0),  codebooks.stride(1), codebooks.stride(2), codebooks.stride(3)};
 }
 
+// Asks the system for large pages (2 MiB on x86) under fresh memory: a tensor of 16 MiB then takes a dozen page faults
+// in place of four thousand, which cost more than writing it. Where the system knows none, nothing changes.
+void ask_for_large_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t large = 2 << 20;
+  if (bytes < static_cast<int64_t>(2 * large)) return;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + large - 1) / large * large;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + bytes) / large * large;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
 // An uninitialised tensor whose storage has its axes in the given order.
 template <int N>
 Tensor empty(const int64_t (&sizes)[N], const int (&storage_order)[N], int32_t dtype) {
@@ -44,7 +60,9 @@ Tensor empty(const int64_t (&sizes)[N], const int (&storage_order)[N], int32_t d
   }
   AtenTensorHandle handle;
   require(aoti_torch_empty_strided(N, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+  Tensor tensor(handle);
+  ask_for_large_pages(tensor.data(), step * aoti_torch_dtype_element_size(dtype));
+  return tensor;
 }
 
 int32_t result_dtype(bool doubles) { return doubles ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(); }
