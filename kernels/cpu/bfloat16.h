@@ -59,6 +59,9 @@ static double pack_pairs(const PreparedCodes& call, int64_t group, int64_t panel
 #pragma GCC unroll 16
       for (int lane = 0; lane < LANES; ++lane) {
         const PairedValues e(codes.rows[lane], d0, dim, scale, mean);
+        // Sixteen rows at once are more than the processor follows by itself: it is told the next sixteen.
+        __builtin_prefetch(codes.rows[lane] + LANES * dim + d0);
+        __builtin_prefetch(codes.rows[lane] + LANES * dim + d0 + LANES);
         pairs[lane] = _mm512_castsi512_ps(e.pairs);
         square[lane] += low(e.values[0]) * low(e.values[0]) + high(e.values[0]) * high(e.values[0]);
         square[lane] += low(e.values[1]) * low(e.values[1]) + high(e.values[1]) * high(e.values[1]);

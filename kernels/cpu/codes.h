@@ -82,7 +82,7 @@ FASTVQ_INLINE float largest_of(Ints magnitudes) {
 
 // Reads one chunk of codes: copies them where the oracle needs its own, marks the excluded, and adds up what
 // centring and scaling need.
-static void read_codes(const PreparedCodes& call, int64_t group, int64_t chunk) {
+static void read_chunk(const PreparedCodes& call, int64_t group, int64_t chunk) {
   const int64_t codes = call.codebook.codes, dim = call.codebook.dim;
   const int64_t first = chunk * CODE_CHUNK, last = first + CODE_CHUNK < codes ? first + CODE_CHUNK : codes;
   if (call.doubles) return read_codes_as<double>(call, group, first, last);
@@ -115,11 +115,11 @@ static void read_codes(const PreparedCodes& call, int64_t group, int64_t chunk) 
   call.chunk_finite[slot] = finite;
 }
 
-// The group's mean and scale, from the chunks. A chunk with far larger entries than another stays out of the mean, which
-// one outlier would draw away from all other codes; any m will do.
-static void centre_codes(const PreparedCodes& call, int64_t group) {
+// The group's mean and scale, from the chunks that were read, which hold `read` codes. A chunk with far larger entries
+// than another stays out of the mean, which one outlier would draw away from all other codes; any m will do.
+static void centre_on_chunks(const PreparedCodes& call, int64_t group, int64_t read) {
   constexpr float FAR = 64;
-  const int64_t codes_count = call.codebook.codes, slot = group * call.chunks;
+  const int64_t slot = group * call.chunks;
   GroupCodes& codes = call.groups[group];
   int64_t finite = 0;
   float largest_entry = 0, least_entry = HUGE_VALF;
@@ -130,10 +130,10 @@ static void centre_codes(const PreparedCodes& call, int64_t group) {
     largest_entry = entry > largest_entry ? entry : largest_entry;
     least_entry = entry < least_entry ? entry : least_entry;
   }
-  codes.whole = finite == codes_count;
+  codes.whole = finite == read;
   codes.example = finite > 0 ? 0 : -1;
   if (finite > 0)
-    while (call.excluded[group * codes_count + codes.example]) ++codes.example;
+    while (call.excluded[group * call.codebook.codes + codes.example]) ++codes.example;
   // A power of two that brings the largest entry into [2^-40, 2^20], where no square under- or overflows.
   int exponent = 0;
   if (largest_entry > 0) __builtin_frexpf(largest_entry, &exponent);
@@ -159,6 +159,34 @@ static void centre_codes(const PreparedCodes& call, int64_t group) {
   }
 }
 
+// Takes the chunks skipped after this one for ordinary codes, until packing has seen them.
+static void read_codes(const PreparedCodes& call, int64_t group, int64_t chunk) {
+  read_chunk(call, group, chunk);
+  const int64_t codes = call.codebook.codes;
+  for (int64_t other = chunk + 1; other <= chunk + call.skipped && other < call.chunks; ++other) {
+    const int64_t first = other * CODE_CHUNK, last = first + CODE_CHUNK < codes ? first + CODE_CHUNK : codes;
+    std::memset(call.excluded + group * codes + first, 0, last - first);
+    call.chunk_finite[group * call.chunks + other] = 0;
+  }
+}
+
+static void read_and_centre_all(const PreparedCodes& call, int64_t group) {
+  for (int64_t chunk = 0; chunk < call.chunks; ++chunk) read_chunk(call, group, chunk);
+  centre_on_chunks(call, group, call.codebook.codes);
+  call.groups[group].sampled = false;
+}
+
+static void centre_codes(const PreparedCodes& call, int64_t group) {
+  GroupCodes& codes = call.groups[group];
+  const int64_t all = call.codebook.codes;
+  int64_t read = 0;
+  for (int64_t first = 0; first < all; first += (call.skipped + 1) * CODE_CHUNK)
+    read += all - first < CODE_CHUNK ? all - first : CODE_CHUNK;
+  centre_on_chunks(call, group, read);
+  codes.sampled = read < all;
+  if (codes.sampled && !codes.whole) read_and_centre_all(call, group);
+}
+
 // LANES codes of one panel: where each is, and a lane mask of those left out, which point at some finite code.
 struct PanelCodes {
   const float* rows[LANES];
@@ -182,12 +210,13 @@ struct PanelCodes {
   }
 };
 
-// Writes the biases of LANES codes, from their squares; returns the largest square.
+// Writes the biases of LANES codes, from their squares; returns the largest square, infinity where one is no number.
 FASTVQ_INLINE double write_biases(const PreparedCodes& call, const double* squares, uint32_t absent, float* biases) {
   double largest_square = 0;
   for (int lane = 0; lane < LANES; ++lane) {
     const bool missing = absent >> lane & 1;
-    if (!missing && squares[lane] > largest_square) largest_square = squares[lane];
+    if (!missing && !(squares[lane] <= largest_square))
+      largest_square = squares[lane] == squares[lane] ? squares[lane] : HUGE_VAL;
     biases[lane] = missing ? -HUGE_VALF : call.metric == Metric::l2 ? static_cast<float>(-0.5 * squares[lane]) : 0;
   }
   return largest_square;
@@ -266,9 +295,24 @@ static double find_outliers(const PreparedCodes& call, int64_t group, double lar
   return (1 + 0x1p-20) * kept;
 }
 
+static void pack_codes(const PreparedCodes& call, int64_t group, int64_t panel);
+
+// Whether codes that were not read before are finite, and no larger than those that were made the scale expect.
+static bool packed_well(const PreparedCodes& call, int64_t group) {
+  constexpr float LARGEST = 0x1p44f;
+  bool well = true;
+  for (int64_t panel = group * call.panels; panel < (group + 1) * call.panels; ++panel)
+    well &= call.panel_square[panel] <= LARGEST;
+  return well;
+}
+
 // The slacks, once every panel is packed.
 static void bound_codes(const PreparedCodes& call, int64_t group) {
   GroupCodes& codes = call.groups[group];
+  if (codes.sampled && !packed_well(call, group)) {
+    read_and_centre_all(call, group);
+    for (int64_t panel = 0; panel < call.panels; ++panel) pack_codes(call, group, panel);
+  }
   if (codes.example < 0) return;  // nothing is packed, nor will be searched
   const auto dim = static_cast<double>(call.codebook.dim);
   const auto gamma = [](double n, double unit) { return n * unit / (1 - n * unit); };

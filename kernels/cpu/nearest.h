@@ -72,7 +72,8 @@ struct GroupCodes {  // one group's codebook, ready for the coarse pass
   float scale;       // s, of the codes; rows are scaled by row_scale (1 for dot)
   float row_scale;
   int32_t example;                 // the first finite code, -1 where there is none
-  bool whole;                      // every code is finite
+  bool whole;                      // every code is finite, as far as they have been read
+  bool sampled;                    // mean and scale are of some of the codes
   Slack slack[LEVELS];             // of each level's pass
   float norm_factor, norm_offset;  // Y^2 <= (sum + norm_offset) norm_factor
   float least_bias;                // below it codes are outliers
@@ -93,6 +94,7 @@ struct PreparedCodes {
 
   // Leading axes G and K, G and chunks, G and panels. width is D padded with zeros to whole vectors.
   int64_t chunks, panels, width;
+  int64_t skipped;        // chunks left unread after each that is read: any m will do, and packing finds what is odd
   uint8_t* excluded;      // (G, K): a non-finite entry
   double* chunk_sums;     // (G, chunks, width)
   float* chunk_largest;   // (G, chunks): largest |c_d|
@@ -145,7 +147,7 @@ struct Nearest : PreparedCodes {
 struct NearestKernels {
   // Decides, for that many rows of each group, which kernels search and how codes are packed.
   void (*plan)(PreparedCodes&, int64_t rows);
-  // The preparation, in this order: of a chunk of codes, of a group, of a panel, of a group.
+  // The preparation, in this order: of a chunk of codes (and those skipped after it), of a group, of a panel, of a group.
   void (*read_codes)(const PreparedCodes&, int64_t group, int64_t chunk);
   void (*centre_codes)(const PreparedCodes&, int64_t group);
   void (*pack_codes)(const PreparedCodes&, int64_t group, int64_t panel);

@@ -34,28 +34,6 @@ int64_t lay_out(PreparedCodes& codes, char* base) {
   return arena.used();
 }
 
-void prepare(const PreparedCodes& codes, const NearestKernels& isa, int workers) {
-  const int64_t groups = codes.codebook.groups;
-  const auto whole_group = [&](int64_t group) {
-    for (int64_t chunk = 0; chunk < codes.chunks; ++chunk) isa.read_codes(codes, group, chunk);
-    if (codes.panels == 0) return;
-    isa.centre_codes(codes, group);
-    for (int64_t panel = 0; panel < codes.panels; ++panel) isa.pack_codes(codes, group, panel);
-    isa.bound_codes(codes, group);
-  };
-  if (codes.panels > 0)
-    for (int64_t group = 0; group < groups; ++group) codes.second[group] = 0;
-  if (groups >= int64_t{4} * workers)
-    return run_tasks(groups, workers, [&](int64_t group, int) { whole_group(group); });
-  run_tasks(groups * codes.chunks, workers,
-            [&](int64_t task, int) { isa.read_codes(codes, task / codes.chunks, task % codes.chunks); });
-  if (codes.panels == 0) return;
-  for (int64_t group = 0; group < groups; ++group) isa.centre_codes(codes, group);
-  run_tasks(groups * codes.panels, workers,
-            [&](int64_t task, int) { isa.pack_codes(codes, task / codes.panels, task % codes.panels); });
-  for (int64_t group = 0; group < groups; ++group) isa.bound_codes(codes, group);
-}
-
 Nearest ask(const Codebook& codebook, Metric metric, bool exact, bool doubles, int64_t rows) {
   Nearest asked{};
   asked.x = {nullptr, doubles ? DType::float64 : DType::float32, codebook.groups, 1, rows, codebook.dim, 0, 0, 0, 1};
@@ -67,7 +45,7 @@ Nearest ask(const Codebook& codebook, Metric metric, bool exact, bool doubles, i
 
 }  // namespace
 
-PreparedSearch::PreparedSearch(const Nearest& asked, int workers, Buffer* buffer)
+PreparedSearch::PreparedSearch(const Nearest& asked, Buffer* buffer)
     : asked_(asked), isa_(asked.topk > 0 ? kernels().topk : kernels().nearest) {
   const Codebook& given = asked_.codebook;
   const bool serves = asked_.metric != Metric::cosine && (given.dim_stride == 1 || given.dim == 1) &&
@@ -84,15 +62,52 @@ PreparedSearch::PreparedSearch(const Nearest& asked, int workers, Buffer* buffer
   asked_.exact |= asked_.pairs;
   if (!buffer) buffer = &own_;
   lay_out(asked_, buffer->at_least(lay_out(asked_, nullptr)));
-  prepare(asked_, *isa_, workers);
   progress_ = std::make_unique<Memory>(given.groups * static_cast<int64_t>(sizeof(Progress)));
   asked_.progress = reinterpret_cast<Progress*>(progress_->start());
-  for (int64_t group = 0; group < given.groups; ++group) asked_.progress[group] = {};
+  for (int64_t group = 0; group < given.groups; ++group) {
+    asked_.progress[group] = {};
+    if (asked_.panels > 0) asked_.second[group] = 0;
+  }
+}
+
+PreparedSearch::PreparedSearch(const Nearest& asked, int workers, Buffer* buffer) : PreparedSearch(asked, buffer) {
+  prepare(workers);
 }
 
 PreparedSearch::PreparedSearch(const Codebook& codebook, Metric metric, bool exact, bool doubles, int64_t rows,
                                int workers, Buffer* buffer)
     : PreparedSearch(ask(codebook, metric, exact, doubles, rows), workers, buffer) {}
+
+PreparedSearch::PreparedSearch(const Codebook& codebook, Metric metric, bool exact, bool doubles, int64_t rows,
+                               Buffer& buffer)
+    : PreparedSearch(ask(codebook, metric, exact, doubles, rows), &buffer) {}
+
+void PreparedSearch::centre() const {
+  if (asked_.panels == 0) return;
+  for (int64_t group = 0; group < asked_.codebook.groups; ++group) isa_->centre_codes(asked_, group);
+}
+
+void PreparedSearch::bound() const {
+  if (asked_.panels == 0) return;
+  for (int64_t group = 0; group < asked_.codebook.groups; ++group) isa_->bound_codes(asked_, group);
+}
+
+void PreparedSearch::prepare(int workers) const {
+  const int64_t groups = asked_.codebook.groups;
+  if (groups >= int64_t{4} * workers)
+    return run_tasks(groups, workers, [&](int64_t group, int) {
+      for (int64_t chunk = 0; chunk < asked_.chunks; chunk += asked_.skipped + 1)
+        isa_->read_codes(asked_, group, chunk);
+      if (asked_.panels == 0) return;
+      isa_->centre_codes(asked_, group);
+      for (int64_t panel = 0; panel < asked_.panels; ++panel) isa_->pack_codes(asked_, group, panel);
+      isa_->bound_codes(asked_, group);
+    });
+  run_tasks(reads(), workers, [&](int64_t task, int) { read(task); });
+  centre();
+  run_tasks(packs(), workers, [&](int64_t task, int) { pack(task); });
+  bound();
+}
 
 int64_t PreparedSearch::block_rows(int workers) const { return isa_->block_rows(asked_, workers); }
 int64_t PreparedSearch::scratch_bytes(int64_t block) const { return isa_->scratch_bytes(asked_, block); }

@@ -46,6 +46,21 @@ class PreparedSearch {
                  Buffer* buffer = nullptr);
   // The same for given rows, mask and results.
   PreparedSearch(const Nearest& asked, int workers, Buffer* buffer = nullptr);
+  // Leaves the preparation to the caller's tasks: every `read`, then `centre`, then every `pack`, then `bound`.
+  PreparedSearch(const Codebook& codebook, Metric metric, bool exact, bool doubles, int64_t rows, Buffer& buffer);
+
+  int64_t reads() const { return asked_.codebook.groups * chunks_read(); }
+  int64_t packs() const { return asked_.codebook.groups * packs_of_group(); }
+  void read(int64_t task) const {
+    isa_->read_codes(asked_, task / chunks_read(), task % chunks_read() * (asked_.skipped + 1));
+  }
+  void pack(int64_t task) const {
+    const int64_t first = task % packs_of_group() * PACKED_TOGETHER;
+    for (int64_t panel = first; panel < first + PACKED_TOGETHER && panel < asked_.panels; ++panel)
+      isa_->pack_codes(asked_, task / packs_of_group(), panel);
+  }
+  void centre() const;
+  void bound() const;
 
   int64_t block_rows(int workers) const;       // rows at a time that make good use of the caches
   int64_t scratch_bytes(int64_t block) const;  // of one task, 64-byte aligned
@@ -57,6 +72,12 @@ class PreparedSearch {
   void search(int64_t group, int64_t first, int64_t last, int64_t block, char* scratch) const;
 
  private:
+  PreparedSearch(const Nearest& asked, Buffer* buffer);
+  void prepare(int workers) const;
+  static constexpr int64_t PACKED_TOGETHER = 4;  // panels, each of which fetches the next one's codes
+  int64_t packs_of_group() const { return ceil_div(asked_.panels, PACKED_TOGETHER); }
+  int64_t chunks_read() const { return ceil_div(asked_.chunks, asked_.skipped + 1); }
+
   Nearest asked_;
   const NearestKernels* isa_;
   Buffer own_;

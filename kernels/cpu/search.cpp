@@ -7,6 +7,7 @@
 namespace fastvq::cpu::FASTVQ_ISA {
 namespace {
 
+constexpr int64_t SAMPLE_CHUNKS = 4;
 constexpr int64_t FEW_ROWS = 2 * TILE;  // of narrow ones, for which lanes = codes is faster
 
 Kind choose_kind(const PreparedCodes& call, int64_t rows) {
@@ -26,6 +27,8 @@ void plan(PreparedCodes& call, int64_t rows) {
   if (call.kind == Kind::direct) call.chunks = 0;
   if (call.kind != Kind::lanes && call.kind != Kind::panels) return;
   call.panels = ceil_div(call.codebook.codes, PANEL);
+  // Wide codes come from memory, and once is enough: a few chunks tell where they lie.
+  if (call.kind == Kind::panels && !call.copies_codes) call.skipped = (call.chunks - 1) / SAMPLE_CHUNKS;
   call.depth[0] = call.pairs ? ceil_div(dim, 2) : call.kind == Kind::lanes ? padded_dim(dim) : dim;
   call.depth[1] = call.pairs ? dim : call.depth[0];
   for (int slot = 0; slot < 2; ++slot) call.packed_size[slot] = call.panels * (call.depth[slot] + 1) * PANEL;

@@ -144,8 +144,7 @@ void search_stage(const ResidualNearest& call, const ResidualKernels& isa, const
   own.row_stride = call.x.dim;
 }
 
-// Whether the codes of all stages are many and the rows few: then most of the time goes into preparing codes, and all
-// rows pass a stage before the next one's codes take the place of its own in the cache.
+// Whether the codes of all stages are many and the rows few: then much of the time goes into preparing codes.
 bool few_rows(const ResidualNearest& call) {
   constexpr int64_t CODE_BYTES = 2 << 20, ROW_BYTES = 2 << 20;
   const CodeStack& stack = call.codebooks;
@@ -154,40 +153,59 @@ bool few_rows(const ResidualNearest& call) {
          row_bytes * call.x.rows() <= ROW_BYTES;
 }
 
+// All rows pass a stage, while the codes of the next one are packed and those of the one after it read: what comes from
+// memory does so beside arithmetic, threads wait for each other once a stage, and three stages' codes are all that is
+// kept.
 void stage_by_stage(ResidualNearest& call, int workers) {
   struct Part {
     ResidualBlock block;
-    int64_t count, left;
+    int64_t left;
+    int count;
   };
+  constexpr int64_t KEPT = 3;
   const ResidualKernels& isa = *kernels().residual;
   const CodeStack& stack = call.codebooks;
   const int64_t rows = call.x.rows(), groups = call.x.groups;
-  const int64_t parts = ceil_div(round_up(groups, workers), groups), block = ceil_div(rows, parts);
+  Buffer codes[KEPT], scratch;
+  std::unique_ptr<PreparedSearch> searches[KEPT];
+  const auto open = [&](int64_t stage) -> const PreparedSearch* {
+    auto& search = searches[stage % KEPT];
+    search = std::make_unique<PreparedSearch>(codebook_of(call, stage), Metric::l2, call.exact, stack.is_double, rows,
+                                              codes[stage % KEPT]);
+    return search.get();
+  };
+  const PreparedSearch *searched = nullptr, *packed = nullptr, *read = open(0);
+
+  const int64_t block = read->block_rows(workers), parts = ceil_div(rows, block), tasks = parts * groups;
   ResidualBlock measured;
   const int64_t bytes = lay_out(measured, nullptr, call, block);
-  const Memory blocks(parts * groups * bytes);
-  std::vector<Part> all(parts * groups);
-  run_tasks(parts * groups, workers, [&](int64_t task, int) {
+  const Memory blocks(tasks * bytes);
+  std::vector<Part> all(tasks);
+  run_tasks(tasks, workers, [&](int64_t task, int) {
     Part& part = all[task];
     lay_out(part.block, blocks.start() + task * bytes, call, block);
     const int64_t first = task / groups * block, last = first + block < rows ? first + block : rows;
-    part.count = first < last ? isa.begin(call, task % groups, first, last, part.block) : 0;
+    part.count = isa.begin(call, task % groups, first, last, part.block);
     part.left = part.count;
   });
-  Buffer codes, scratch;
-  for (int64_t stage = 0; stage < stack.stages; ++stage) {
-    const PreparedSearch search(codebook_of(call, stage), Metric::l2, call.exact, stack.is_double, rows, workers,
-                                &codes);
-    const int64_t most = search.block_rows(workers), step = most < block ? most : block;
-    const int64_t search_bytes = search.scratch_bytes(step);
+  for (int64_t stage = -2; stage < stack.stages; ++stage) {
+    const int64_t search_bytes = searched ? searched->scratch_bytes(block) : 0;
     char* const start = scratch.at_least(workers * search_bytes);
-    run_tasks(parts * groups, workers, [&](int64_t task, int worker) {
-      search_stage(call, isa, search, task % groups, stage, step, start + worker * search_bytes, all[task].left,
+    const int64_t searching = searched ? tasks : 0, packing = packed ? packed->packs() : 0;
+    run_tasks(searching + packing + (read ? read->reads() : 0), workers, [&](int64_t task, int worker) {
+      if (task >= searching + packing) return read->read(task - searching - packing);
+      if (task >= searching) return packed->pack(task - searching);
+      search_stage(call, isa, *searched, task % groups, stage, block, start + worker * search_bytes, all[task].left,
                    all[task].block);
     });
+    if (packed) packed->bound();
+    if (read) read->centre();
+    searched = packed;
+    packed = read;
+    read = stage + 3 < stack.stages ? open(stage + 3) : nullptr;
   }
-  run_tasks(parts * groups, workers, [&](int64_t task, int) {
-    if (all[task].count > 0) isa.finish(call, task % groups, static_cast<int>(all[task].count), all[task].block);
+  run_tasks(tasks, workers, [&](int64_t task, int) {
+    if (all[task].count > 0) isa.finish(call, task % groups, all[task].count, all[task].block);
   });
 }
 

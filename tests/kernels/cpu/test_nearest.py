@@ -232,3 +232,22 @@ def test_fast_loses_no_more_than_rounding(cpu, dim, metric):
     assert lost.max() <= bound
     x[0, 0, 0, 0] = float("inf")
     assert cpu.nearest(x, codebook, None, metric, "fast")[0][0, 0, 0] == -1
+
+
+@pytest.mark.parametrize("metric", ["l2", "dot"])
+@pytest.mark.parametrize("dim", [33, 130])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30, 3e38, 2.0**25, 1e-30])
+def test_odd_codes_where_none_are_read_beforehand(cpu, metric, dim, value):
+    """Mean and scale come from every third 64 codes only: the others may hold anything."""
+    random = torch.Generator().manual_seed(dim)
+    codebook = torch.randn(2, 705, dim, generator=random)
+    x = torch.randn(2, 1, 61, dim, generator=random)
+    codebook[0, 64 + 5, dim // 2] = value  # the second 64
+    codebook[1, 700] = value
+    x[1, 0, 7] = codebook[1, 700].nan_to_num(1.0, posinf=1.0)
+    check(cpu, x, codebook, None, metric)
+    codebook[0, :64] = 0.0  # what is read beforehand tells nothing about the rest
+    codebook[0, 256:320] = 1e-30
+    check(cpu, x, codebook, None, metric)
+    codebook[1, :64] = float("nan")
+    check(cpu, x, codebook, None, metric)
