@@ -45,6 +45,7 @@ ISA_NEEDS = {
 }
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-DNDEBUG"]
 # Multiplications and additions may fuse in the coarse pass only: elsewhere every rounding is the oracle's.
+PLAIN_LOOPS = {"ema"}  # left to the compiler to vectorise, which -O2 does only where it knows how long a loop is
 CONTRACT = {"search": "-ffp-contract=fast", "topk": "-ffp-contract=fast"}
 TIMEOUT = 600.0  # seconds before a compiler counts as hung
 STALE = 3600.0  # seconds after which a half-built directory belongs to nobody
@@ -159,6 +160,7 @@ def ninja_file(compiler: list[str]) -> str:
     for isa in isas():
         for source in PER_ISA:
             flags = [*ISA_FLAGS[isa], f"-DFASTVQ_ISA={isa}", CONTRACT.get(source, "-ffp-contract=off")]
+            flags += ["-O3"] if source in PLAIN_LOOPS else []
             add_object(source, f"{source}.{isa}.o", flags)
     defined = [f"-DFASTVQ_HAS_{isa}" for isa in isas()]
     for source in ONCE:

@@ -35,9 +35,14 @@ void update(const Ema& call, int64_t group, int64_t first, int64_t last) {
     const T n = static_cast<const T*>(call.cluster_size)[at];
     const double smooth = call.laplace ? (n + call.eps) / (total + codes * call.eps) * total : n;
     const T size = static_cast<T>(smooth);
-    for (int64_t d = 0; d < call.dim; ++d) sum[d] = decay * sum[d] + gain * add[d];
-    if (size > 0)
-      for (int64_t d = 0; d < call.dim; ++d) code[d] = sum[d] / size;
+    if (size > 0) {
+      for (int64_t d = 0; d < call.dim; ++d) {
+        sum[d] = decay * sum[d] + gain * add[d];
+        code[d] = sum[d] / size;
+      }
+    } else {
+      for (int64_t d = 0; d < call.dim; ++d) sum[d] = decay * sum[d] + gain * add[d];
+    }
     if (call.normalize) {
       double square = 0;
       for (int64_t d = 0; d < call.dim; ++d) square += double(code[d]) * double(code[d]);
