@@ -225,6 +225,6 @@ def wrong_codes(contender: Contender) -> int:
     with torch.no_grad():
         latents = model.encoder(model.normalise(contender.sampler.batch(0).motion))
         indices = model.quantizer.encode(latents)
-    groups = model.config.groups
-    rows = latents.reshape(-1, groups, model.config.code_dim).transpose(0, 1).contiguous()
+    groups = model.config.streams
+    rows = latents.reshape(-1, groups, latents.shape[-1] // groups).transpose(0, 1).contiguous()
     return excess(rows, model.quantizer.codebook.unsqueeze(1), indices.reshape(-1, groups).t().unsqueeze(-1))

@@ -13,11 +13,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from fastvq.models.errors import UserError
+from fastvq.models.kinds import load_tokenizer
 from fastvq.models.motion.clip import Clip
+from fastvq.models.motion.feature_formats import FEATURES272, FeatureFormat
 from fastvq.models.motion.load import load_clips
 from fastvq.models.motion.mapping import MappingReport
 from fastvq.models.storage import write_text
-from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
+from fastvq.models.tokenizers.config import TokenizerConfig
+from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 from fastvq.models.training.data import FeatureClip, prepare_clips
 from fastvq.models.training.run_folder import RunFolder
 
@@ -140,14 +143,38 @@ def print_notes(notes: Sequence[str], console: Console) -> None:
         console.print(f"  and {len(notes) - _NOTES_SHOWN} notes more", style="dim")
 
 
-def prepare(clips: Sequence[Clip], console: Console, *, fps: float = 30.0) -> list[FeatureClip]:
+def read_features(
+    path: Path,
+    console: Console,
+    model: TokenizerConfig,
+    *,
+    split: str | None = None,
+    mapping: Path | None = None,
+    scale: float | None = None,
+) -> list[FeatureClip]:
+    """The motions of a file or folder as a model takes them; what was mapped, skipped or assumed is printed.
+
+    Raises:
+        UserError: nothing usable is there.
+    """
+    clips = read_clips(path, console, fps=model.fps, split=split, mapping=mapping, scale=scale)
+    return prepare(clips, console, fps=model.fps, form=model.features)
+
+
+def prepare(
+    clips: Sequence[Clip],
+    console: Console,
+    *,
+    fps: float = 30.0,
+    form: FeatureFormat = FEATURES272,
+) -> list[FeatureClip]:
     """Clips as features at the model's frame rate, cut where a body jumps.
 
     Raises:
         UserError: nothing remains.
     """
     notes: list[str] = []
-    prepared = prepare_clips(clips, fps=fps, notes=notes)
+    prepared = prepare_clips(clips, fps=fps, form=form, notes=notes)
     print_notes(notes, console)
     if not prepared:
         raise UserError(f"none of the {len(clips)} clips has 4 frames without a jump: give other motions")
@@ -171,14 +198,14 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def load_model(checkpoint: str, device: str = "auto") -> MotionVQVAE:
+def load_model(checkpoint: str, device: str = "auto") -> MotionTokenizer:
     """A trained tokenizer in evaluation mode.
 
     Raises:
         UserError: files are missing or damaged, or there is no such device.
     """
     chosen = choose_device(device)
-    return MotionVQVAE.from_pretrained(checkpoint).to(chosen)
+    return load_tokenizer(checkpoint).to(chosen)
 
 
 def write_json(path: Path, values: object) -> None:

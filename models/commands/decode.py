@@ -5,15 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-import numpy as np
-
 from fastvq.models import storage
 from fastvq.models.commands import common
 from fastvq.models.commands.options import Decode
 from fastvq.models.commands.passes import decode_clips
 from fastvq.models.motion.bvh import write_bvh
 from fastvq.models.motion.clip import Clip
-from fastvq.models.motion.features272 import features_to_joints, features_to_rotations, rest_offsets
 from fastvq.models.motion.joint_arrays import write_joint_arrays
 from fastvq.models.tokenizers.token_file import read_tokens
 
@@ -31,7 +28,7 @@ def run(command: Decode) -> int:
     with storage.replacing_files(command.out) as folder, common.progress_bar(console, "decoding") as bar:
         task = bar.add_task("decoding", total=len(clips), name="")
         for done, (clip, features) in enumerate(zip(clips, decode_clips(model, clips), strict=True), start=1):
-            joints, rotations = posed(features, rigid=command.rigid_bones)
+            joints, rotations = model.config.features.posed(features, rigid=command.rigid_bones)
             if command.format == "bvh":
                 write_bvh(folder / f"{names[done - 1]}.bvh", joints, model.config.fps, rotations=rotations)
             else:
@@ -46,20 +43,6 @@ def run(command: Decode) -> int:
         markup=False,
     )
     return 0
-
-
-def posed(features: np.ndarray, *, rigid: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Joints (T, 22, 3) in metres and local rotations (T, 22, 3, 3) of decoded features.
-
-    Args:
-        features: (T, 272), absolute heading.
-        rigid: bones keep the lengths that fit the whole clip best.
-    """
-    rotations = features_to_rotations(features)
-    joints = features_to_joints(features)
-    if rigid:
-        joints = features_to_joints(features, offsets=rest_offsets(joints, rotations))
-    return joints, rotations
 
 
 def file_names(names: Sequence[str]) -> list[str]:

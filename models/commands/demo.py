@@ -54,8 +54,8 @@ def run(command: Demo) -> int:
         config, steps=steps, warmup=min(50, steps // 10), milestones=(7 * steps // 10 + 1, 9 * steps // 10 + 2)
     )
     console.print(
-        f"Training for {steps:,} steps, about {command.seconds:.0f} s: width {config.model.width}, "
-        f"{config.model.groups} groups of {config.model.codebook_size} codes, {config.precision}, "
+        f"Training for {steps:,} steps, about {command.seconds:.0f} s: {config.model.summary}, "
+        f"{config.precision}, "
         f"{'1 thread' if torch.get_num_threads() == 1 else f'{torch.get_num_threads()} threads'}."
     )
     result = train(config, clips, out, console=console)

@@ -17,12 +17,8 @@ def run(command: Encode) -> int:
     console = common.make_console()
     model = common.load_model(command.checkpoint, command.device)
     fps = model.config.fps
-    clips = common.prepare(
-        common.read_clips(
-            command.data, console, fps=fps, split=command.split, mapping=command.mapping, scale=command.scale
-        ),
-        console,
-        fps=fps,
+    clips = common.read_features(
+        command.data, console, model.config, split=command.split, mapping=command.mapping, scale=command.scale
     )
     tokens = encode_clips(model, clips, console, batch_size=command.batch_size)
     write_tokens(

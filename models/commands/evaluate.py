@@ -17,12 +17,9 @@ def run(command: Evaluate) -> int:
         raise UserError(f"--batch-size must be at least 1, got {command.batch_size}")
     console = common.make_console()
     model = common.load_model(command.checkpoint, command.device)
-    fps = model.config.fps
     split = None if command.split == "all" else command.split
-    clips = common.prepare(
-        common.read_clips(command.data, console, fps=fps, split=split, mapping=command.mapping, scale=command.scale),
-        console,
-        fps=fps,
+    clips = common.read_features(
+        command.data, console, model.config, split=split, mapping=command.mapping, scale=command.scale
     )
     with common.progress_bar(console, "evaluating") as bar:
         task = bar.add_task("evaluating", total=len(clips), name="")
@@ -35,7 +32,7 @@ def run(command: Evaluate) -> int:
     result["split"] = command.split
     if command.json is not None:
         common.write_json(command.json, result)
-    print_table(metrics(result, model.config.codebook_size), console, f"{len(clips)} clips, split {command.split}")
+    print_table(metrics(result, model.config), console, f"{len(clips)} clips, split {command.split}")
     if command.json is not None:
         console.print(f"Numbers: {command.json}", markup=False)
     return 0

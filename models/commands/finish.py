@@ -15,14 +15,14 @@ from rich.console import Console
 from fastvq.metrics import code_counts
 from fastvq.models.commands.common import progress_bar, write_json
 from fastvq.models.commands.passes import Reconstruction, encode_clips, reconstruct, spread
-from fastvq.models.commands.results import metrics, print_table
+from fastvq.models.commands.results import metrics, print_table, uses
 from fastvq.models.evaluation.evaluate import evaluate
 from fastvq.models.rendering.charts import Series
 from fastvq.models.rendering.report import Curves, Report, Usage, write_report
 from fastvq.models.rendering.scene import Scene, Track
+from fastvq.models.tokenizers.config import TokenizerConfig
 from fastvq.models.tokenizers.token_file import write_tokens
 from fastvq.models.training.data import FeatureClip
-from fastvq.models.training.losses import TERMS
 from fastvq.models.training.trainer import RunResult
 
 SHOWN_CLIPS = 6
@@ -57,7 +57,7 @@ def finish_run(
         model,
         [(clip.name, len(clip.features), codes) for clip, codes in zip(clips, tokens, strict=True)],
     )
-    rows = metrics(evaluation, model.config.codebook_size)
+    rows = metrics(evaluation, model.config)
     print_table(rows, console, f"{len(clips)} held-out clips, after {result.step:,} steps")
     environment = json.loads((result.out / "environment.json").read_text(encoding="utf-8"))
     config = json.loads((result.out / "config.json").read_text(encoding="utf-8"))
@@ -68,8 +68,10 @@ def finish_run(
         summary=_summary(result, len(clips)),
         metrics=rows,
         scenes=[_scene(one, model.config.fps) for one in representative(reconstruct(model, clips))],
-        curves=_curves(result.out / "metrics.jsonl"),
-        usage=Usage(counts.cpu().numpy(), "the held-out clips"),
+        curves=_curves(result.out / "metrics.jsonl", result.terms, model.config),
+        usage=Usage(
+            counts.cpu().numpy(), "the held-out clips", stream=model.config.stream, pooled=model.config.pooled
+        ),
         config=_settings(config),
         environment=environment,
         command=shlex.join([Path(program).name, *options]),
@@ -105,9 +107,9 @@ def _scene(one: Reconstruction, fps: float) -> Scene:
 def _summary(result: RunResult, tested: int) -> str:
     config = result.model.config
     return (
-        f"MG-VQVAE of width {config.width} with {config.groups} groups of {config.codebook_size} codes, trained for "
-        f"{result.step:,} steps on {result.clips_used} clips ({result.frames / config.fps / 60:.1f} minutes of "
-        f"motion) and measured on {tested} clips that it has not seen."
+        f"{config.summary}, trained for {result.step:,} steps on {result.clips_used} clips ("
+        f"{result.frames / config.fps / 60:.1f} minutes of motion) and measured on {tested} clips that "
+        "it has not seen."
     )
 
 
@@ -118,7 +120,7 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
     return {"model": model, "training": training}
 
 
-def _curves(path: Path) -> list[Curves]:
+def _curves(path: Path, terms: Sequence[str], config: TokenizerConfig) -> list[Curves]:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     steps = [row["step"] for row in rows]
 
@@ -135,7 +137,7 @@ def _curves(path: Path) -> list[Curves]:
         Curves(
             "Its parts",
             "smooth-L1",
-            [line(name.replace("_", " "), name) for name in TERMS],
+            [line(name.replace("_", " "), name) for name in terms],
             note="Mean over each part's own features, before weighting.",
         ),
         Curves(
@@ -143,7 +145,7 @@ def _curves(path: Path) -> list[Curves]:
             "perplexity (codes)",
             [line("perplexity", "perplexity")],
             log=False,
-            note="Codes used evenly by a group, mean over the groups.",
+            note=f"Codes used evenly by {uses(config)}.",
         ),
         Curves("Speed", "steps per second", [line("speed", "steps_per_second")], log=False),
     ]

@@ -202,9 +202,10 @@ def read(name: str, arguments: Sequence[str]) -> Any:
     default = None
     if name == "train":
         # Its options are the training's own settings, whose checks need torch.
-        from fastvq.models.commands.train_options import Train, stored
+        from fastvq.models.commands import train_options
 
-        command, default = Train, stored(arguments)
+        command = train_options.command(arguments)
+        default = train_options.stored(arguments, command)
     else:
         command = _COMMANDS[name]
     keywords: dict[str, Any] = {} if default is None else {"default": default}

@@ -12,9 +12,8 @@ from rich.console import Console
 
 from fastvq.models.commands.common import progress_bar
 from fastvq.models.evaluation.metrics import joint_errors
-from fastvq.models.motion.features272 import features_to_joints
-from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
 from fastvq.models.tokenizers.token_file import ClipTokens
+from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 from fastvq.models.training.data import FeatureClip
 
 BATCH = 16
@@ -32,9 +31,9 @@ class Reconstruction:
 
 
 def encode_clips(
-    model: MotionVQVAE, clips: Sequence[FeatureClip], console: Console, *, batch_size: int = BATCH
+    model: MotionTokenizer, clips: Sequence[FeatureClip], console: Console, *, batch_size: int = BATCH
 ) -> list[torch.Tensor]:
-    """(groups, T') tokens of every clip, on the CPU."""
+    """(streams, T') tokens of every clip, on the CPU."""
     tokens: list[torch.Tensor] = []
     downsample = model.config.downsample
     with progress_bar(console, "encoding") as bar:
@@ -48,8 +47,8 @@ def encode_clips(
     return tokens
 
 
-def decode_clips(model: MotionVQVAE, clips: Sequence[ClipTokens]) -> list[np.ndarray]:
-    """(frames, 272) features of every clip."""
+def decode_clips(model: MotionTokenizer, clips: Sequence[ClipTokens]) -> list[np.ndarray]:
+    """(frames, C) features of every clip."""
     features: list[np.ndarray] = []
     for start in range(0, len(clips), BATCH):
         part = clips[start : start + BATCH]
@@ -60,7 +59,9 @@ def decode_clips(model: MotionVQVAE, clips: Sequence[ClipTokens]) -> list[np.nda
     return features
 
 
-def reconstruct(model: MotionVQVAE, clips: Sequence[FeatureClip], *, limit: int = CANDIDATES) -> list[Reconstruction]:
+def reconstruct(
+    model: MotionTokenizer, clips: Sequence[FeatureClip], *, limit: int = CANDIDATES
+) -> list[Reconstruction]:
     """Clips and their reconstructions; an even sample of ``limit`` where there are more."""
     chosen = [clips[index] for index in spread(len(clips), limit)]
     found = []
@@ -69,7 +70,7 @@ def reconstruct(model: MotionVQVAE, clips: Sequence[FeatureClip], *, limit: int 
         motions = [torch.from_numpy(clip.features) for clip in part]
         decoded = model.decode_batch(model.encode_batch(motions), [len(motion) for motion in motions])
         for clip, motion in zip(part, decoded, strict=True):
-            joints = features_to_joints(motion.cpu().numpy())
+            joints = model.config.features.to_smpl(motion.cpu().numpy())
             error = float(joint_errors(joints, clip.joints).mean())
             found.append(Reconstruction(clip, joints, error))
     return found

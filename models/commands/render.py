@@ -10,7 +10,6 @@ from fastvq.models.commands import common
 from fastvq.models.commands.options import Render
 from fastvq.models.commands.passes import decode_clips, reconstruct
 from fastvq.models.errors import UserError
-from fastvq.models.motion.features272 import features_to_joints
 from fastvq.models.rendering.gif import write_gif
 from fastvq.models.rendering.player import write_player
 from fastvq.models.rendering.scene import Scene, Track
@@ -53,17 +52,12 @@ def _motions(command: Render, limit: int, console: Console) -> list[Scene]:
             for index in chosen
         ]
     model = common.load_model(command.checkpoint, command.device)
-    fps = model.config.fps
-    prepared = common.prepare(
-        common.read_clips(command.data, console, fps=fps, mapping=command.mapping, scale=command.scale),
-        console,
-        fps=fps,
-    )
+    prepared = common.read_features(command.data, console, model.config, mapping=command.mapping, scale=command.scale)
     chosen = _chosen([clip.name for clip in prepared], command.clip, limit, console)
     return [
         Scene(
             name=one.clip.name,
-            fps=fps,
+            fps=model.config.fps,
             tracks=(Track("Original", one.clip.joints), Track("Reconstruction", one.joints)),
             caption=one.clip.text,
             note=f"{one.mpjpe_mm:.1f} mm",
@@ -79,7 +73,7 @@ def _tokens(command: Render, limit: int, console: Console) -> list[Scene]:
     clips = read_tokens(command.tokens, model)
     clips = [clips[index] for index in _chosen([clip.name for clip in clips], command.clip, limit, console)]
     return [
-        Scene(clip.name, model.config.fps, [Track("", features_to_joints(features))])
+        Scene(clip.name, model.config.fps, [Track("", model.config.features.to_smpl(features))])
         for clip, features in zip(clips, decode_clips(model, clips), strict=True)
     ]
 

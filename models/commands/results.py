@@ -10,6 +10,7 @@ from rich.table import Table
 
 from fastvq.models.rendering.axes import number_text
 from fastvq.models.rendering.report import Metric
+from fastvq.models.tokenizers.config import TokenizerConfig
 
 _SLICES = {
     "root_velocity": ("root velocity", "how fast the body moves over the ground"),
@@ -17,16 +18,26 @@ _SLICES = {
     "joint_position": ("joint positions", "where the joints are, relative to the body"),
     "joint_velocity": ("joint velocities", "how the joints move from frame to frame"),
     "joint_rotation": ("joint rotations", "how the limbs are turned"),
+    "root_turn": ("turning", "how fast the body turns"),
+    "root_height": ("height", "how high the body is above the floor"),
+    "contact": ("contacts", "which feet stand"),
 }
 
 
-def metrics(evaluation: Mapping[str, Any], codebook_size: int) -> list[Metric]:
+def uses(config: TokenizerConfig) -> str:
+    """Whose use of codes perplexity and utilisation are."""
+    return "the codebook over all stages" if config.pooled else f"a {config.stream}, mean over the {config.stream}s"
+
+
+def metrics(evaluation: Mapping[str, Any], config: TokenizerConfig) -> list[Metric]:
     """The rows, most telling first.
 
     Args:
         evaluation: what :func:`fastvq.models.evaluation.evaluate.evaluate` returned.
-        codebook_size: codes of a group.
+        config: of the model.
     """
+    counted = evaluation["tokens"] if config.pooled else evaluation["latents"]
+    whole = "the codebook" if config.pooled else f"a {config.stream}"
     speed = float(f"{evaluation['tokens_per_second']:.3g}")
     shuffled, mean = evaluation["mpjpe_shuffled_tokens_mm"], evaluation["mpjpe_mean_features_mm"]
     rows = [
@@ -39,15 +50,15 @@ def metrics(evaluation: Mapping[str, Any], codebook_size: int) -> list[Metric]:
         ),
         Metric(
             "Perplexity",
-            f"{evaluation['perplexity']:.0f} of {codebook_size}",
-            f"How many codes a group uses evenly, mean over the groups; at most {codebook_size}, and no more than "
-            f"the {evaluation['latents']:,} tokens of a group that were counted.",
+            f"{evaluation['perplexity']:.0f} of {config.codebook_size}",
+            f"How many codes are used evenly by {uses(config)}; at most {config.codebook_size}, and no more than the "
+            f"{counted:,} tokens of {whole} that were counted.",
             headline=True,
         ),
         Metric(
             "Utilisation",
             f"{evaluation['utilisation']:.1%}",
-            "Share of the codes that occur at least once, mean over the groups.",
+            f"Share of the codes that occur at least once, counted for {uses(config)}.",
             headline=True,
         ),
         Metric(
@@ -71,6 +82,12 @@ def metrics(evaluation: Mapping[str, Any], codebook_size: int) -> list[Metric]:
         Metric(f"Loss of {_SLICES[name][0]}", number_text(value), f"The same for {_SLICES[name][1]}.")
         for name, value in evaluation["recon_per_slice"].items()
     ]
+    if config.stream == "stage":
+        each = zip(evaluation["perplexity_per_stage"], evaluation["utilisation_per_stage"], strict=True)
+        rows += [
+            Metric(f"Stage {stage}", f"{perplexity:.0f}, {share:.0%}", "Perplexity and utilisation of this stage.")
+            for stage, (perplexity, share) in enumerate(each)
+        ]
     rows.append(
         Metric(
             "Measured on",

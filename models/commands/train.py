@@ -6,24 +6,20 @@ import shlex
 
 from fastvq.models.commands import common
 from fastvq.models.commands.finish import finish_run
-from fastvq.models.commands.train_options import Train
+from fastvq.models.commands.train_options import Train, settings
 from fastvq.models.errors import UserError
 from fastvq.models.training.trainer import train
 
 
 def run(command: Train) -> int:
     """Trains; returns the exit code."""
-    config = command.options.config()
+    config = settings(command.options)
     console = common.make_console()
     if command.resume and command.overwrite:
         raise UserError("--resume keeps what --overwrite removes: give one of them")
     if not command.resume:
         common.check_new_folder(command.out, overwrite=command.overwrite)
-    clips = common.prepare(
-        common.read_clips(command.data, console, fps=config.model.fps, mapping=command.mapping, scale=command.scale),
-        console,
-        fps=config.model.fps,
-    )
+    clips = common.read_features(command.data, console, config.model, mapping=command.mapping, scale=command.scale)
     held_out = [clip for clip in clips if clip.split == "test"]
     console.print(f"{len(clips)} clips: {sum(clip.split == 'train' for clip in clips)} train, {len(held_out)} test")
     if not command.resume:
@@ -32,7 +28,7 @@ def run(command: Train) -> int:
     folder = shlex.quote(str(command.out))
     if result.interrupted:
         data = shlex.quote(str(command.data))
-        console.print(f"Go on with: fastvq train motion-vqvae --data {data} --out {folder} --resume")
+        console.print(f"Go on with: fastvq train {config.model.kind} --data {data} --out {folder} --resume")
         return 130
     if held_out and not command.skip_report:
         finish_run(result, held_out, console)

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
 from fastvq.models.commands.options import OptionalNumber, OptionalPath
 from fastvq.models.errors import UserError
-from fastvq.models.tokenizers.config import MotionVQVAEConfig
-from fastvq.models.training.config import LossWeights, TrainConfig
+from fastvq.models.kinds import KINDS
+from fastvq.models.tokenizers import pretrained
+from fastvq.models.training.config import TrainConfig
 from fastvq.models.training.run_folder import RunFolder
 
 
-@dataclass(frozen=True)
-class ModelOptions(MotionVQVAEConfig):
-    """Sizes of the model; the defaults are the published one's, 73 M parameters."""
-
-    codebook_size: Annotated[int, tyro.conf.arg(name="codes")] = 512
-    """Codes in each group's codebook."""
-
-
-@dataclass(frozen=True)
-class TrainOptions(TrainConfig):
-    """Settings of the training; the defaults are the published recipe."""
-
-    model: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
-
-    def config(self) -> TrainConfig:
-        """The same as the trainer knows it."""
-        values = {name: getattr(self, name) for name in TrainConfig.__dataclass_fields__}
-        return TrainConfig(**{**values, "model": MotionVQVAEConfig(**asdict(self.model))})
+def _kinds() -> str:
+    listed = "; ".join(f"{name}, {kind.description}" for name, kind in KINDS.items())
+    return f"The kind of model: {listed}. Settings and their defaults are those of the kind."
 
 
 @dataclass(frozen=True)
@@ -44,18 +31,17 @@ class Train:
     in hand, with a checkpoint; the same command with --resume goes on from there, to the same weights as an
     uninterrupted run.
 
-    A model for an hour of two CPU cores: --width 512 --batch-size 32 --steps 6500 --precision bf16 --mirror
+    A motion-vqvae for an hour of two CPU cores: --width 512 --batch-size 32 --steps 6500 --precision bf16 --mirror
     --speeds 0.8 0.9 1 1.1 1.25 --short-clips pad
     """
 
-    kind: Annotated[tyro.conf.Positional[Literal["motion-vqvae"]], tyro.conf.arg(metavar="motion-vqvae")]
-    """The kind of model: the multi-group motion VQ-VAE."""
+    kind: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="KIND", help=_kinds())]
     data: Path
     """Motions: a file or folder of BVH, ASF/AMC, joint arrays (.npz, .npy), or features of 272
     columns, HumanML3D's 263 or KIT-ML's 251 (.npy)."""
     out: Path
     """The run folder to write."""
-    options: Annotated[TrainOptions, tyro.conf.arg(name="")] = field(default_factory=TrainOptions)
+    options: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
     resume: bool = False
     """Go on from the newest checkpoint in --out, with the settings stored there unless others are given."""
     overwrite: bool = False
@@ -68,24 +54,75 @@ class Train:
     """Do without what follows training: measuring the test split, its tokens, and the report."""
 
 
-def stored(arguments: Sequence[str]) -> Train | None:
-    """With --resume, a command whose defaults are the settings that the run was started with."""
+def command(arguments: Sequence[str]) -> type[Train]:
+    """The command whose settings are those of the kind that the arguments name, of the first kind where they do not.
+
+    Raises:
+        UserError: a kind that there is not.
+    """
+    name = _kind(arguments)
+    # The settings by the names that they have on the command line.
+    model = dataclasses.make_dataclass(
+        "ModelOptions",
+        [("codebook_size", Annotated[int, tyro.conf.arg(name="codes", help="Codes in each codebook.")], 512)],
+        bases=(KINDS[name].tokenizer.config_class,),
+        frozen=True,
+    )
+    options = dataclasses.make_dataclass(
+        "TrainOptions",
+        [("model", Annotated[model, tyro.conf.arg(name="")], field(default_factory=model))],
+        bases=(KINDS[name].training,),
+        frozen=True,
+    )
+    return dataclasses.make_dataclass(
+        "Train",
+        [("options", Annotated[options, tyro.conf.arg(name="")], field(default_factory=options))],
+        bases=(Train,),
+        frozen=True,
+        namespace={"__doc__": Train.__doc__},
+    )
+
+
+def settings(options: TrainConfig) -> TrainConfig:
+    """The options of a command as the trainer knows them."""
+    kind = KINDS[options.model.kind]
+    model = kind.tokenizer.config_class(**dataclasses.asdict(options.model))
+    values = {entry.name: getattr(options, entry.name) for entry in dataclasses.fields(kind.training)}
+    return kind.training(**{**values, "model": model})
+
+
+def stored(arguments: Sequence[str], kind: type[Train]) -> Train | None:
+    """With --resume, a command whose defaults are the settings that the run was started with.
+
+    Raises:
+        UserError: the run is of another kind, or its settings are not those of this version.
+    """
     out = _value(arguments, "--out")
     if "--resume" not in arguments or out is None or not (Path(out) / "last.json").is_file():
         return None
+    started, name = pretrained.read_config(Path(out)).get("kind"), _kind(arguments)
+    if started != name:
+        raise UserError(f"{out} is a run of the kind {started}, not {name}: resume it with fastvq train {started}")
     settings = RunFolder(Path(out)).training_config()
     values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+        entry: tuple(value) if isinstance(value, list) else value for entry, value in settings.items()
     }
+    blank = kind(kind="", data=Path(), out=Path()).options
     try:
-        values["model"] = ModelOptions(**values["model"])
-        values["loss"] = LossWeights(**values["loss"])
-        options = TrainOptions(**values)
+        values["model"] = type(blank.model)(**values["model"])
+        values["loss"] = type(blank.loss)(**values["loss"])
+        options = type(blank)(**values)
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{out} was started by another version of fastvq ({error}): resume it with that one"
         ) from error
-    return Train(kind=tyro.MISSING, data=tyro.MISSING, out=tyro.MISSING, options=options)
+    return kind(kind=tyro.MISSING, data=tyro.MISSING, out=tyro.MISSING, options=options)
+
+
+def _kind(arguments: Sequence[str]) -> str:
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in KINDS:
+        raise UserError(f"there is no kind of model {arguments[0]!r}: the kinds are {', '.join(KINDS)}")
+    return next((word for word in arguments if word in KINDS), next(iter(KINDS)))
 
 
 def _value(arguments: Sequence[str], name: str) -> str | None:

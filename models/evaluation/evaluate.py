@@ -14,9 +14,9 @@ from torch import Tensor
 from fastvq import metrics
 from fastvq.models.errors import UserError
 from fastvq.models.evaluation.metrics import acceleration_errors, joint_errors
-from fastvq.models.motion.features272 import SLICES, features_to_joints
+from fastvq.models.tokenizers.code_use import code_use
 from fastvq.models.tokenizers.config import check_integer
-from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
+from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 from fastvq.models.training.data import FeatureClip
 
 FORMAT = "fastvq-evaluation/1"
@@ -24,7 +24,7 @@ FORMAT = "fastvq-evaluation/1"
 
 @torch.no_grad()
 def evaluate(
-    model: MotionVQVAE,
+    model: MotionTokenizer,
     clips: Sequence[FeatureClip],
     *,
     batch_size: int = 16,
@@ -35,7 +35,7 @@ def evaluate(
 
     Every clip counts with all its frames, padding with none. Joint errors are those of the joints that the features
     hold, before and after, with the pelvises moved together. Two baselines show what the tokens are worth: the same
-    model's motion from the same tokens in shuffled places (each group's tokens permuted over all clips), and the
+    model's motion from the same tokens in shuffled places (each stream's tokens permuted over all clips), and the
     mean of every feature.
 
     Args:
@@ -47,12 +47,13 @@ def evaluate(
 
     Returns:
         recon_smooth_l1: smooth L1 of the normalised features, mean over all.
-        recon_per_slice: the same for each of the five blocks of features.
+        recon_per_slice: the same for each kind of features.
         mpjpe_mm, accel_error_mm: joint error, and error of its second difference (per frame^2).
         mpjpe_shuffled_tokens_mm, mpjpe_mean_features_mm: joint errors of the baselines.
-        perplexity, utilisation: of the codes of all clips, means over the groups.
-        perplexity_per_group, utilisation_per_group: before that mean.
-        clips, frames, tokens, latents: how many; a latent has one token for each group.
+        perplexity, utilisation: of the codes of all clips, means over the codebooks; one that residual stages share
+            is counted over all of them.
+        perplexity_per_group, utilisation_per_group: of each group; for residual stages ``_per_stage``.
+        clips, frames, tokens, latents: how many; a latent has one token for each group or stage.
         tokens_per_second, encode_seconds: speed of encoding.
 
     Raises:
@@ -72,7 +73,7 @@ def evaluate(
 class _Evaluation:
     def __init__(
         self,
-        model: MotionVQVAE,
+        model: MotionTokenizer,
         clips: Sequence[FeatureClip],
         batch_size: int,
         seed: int,
@@ -82,13 +83,12 @@ class _Evaluation:
         self.clips = sorted(clips, key=lambda clip: len(clip.features))
         self.device = model.mean.device
         self.mean = model.mean.cpu().numpy()
+        self.features = model.config.features
 
     def run(self) -> dict[str, Any]:
         tokens, seconds = self._encode()
         latents = [-(-len(clip.features) // self.model.config.downsample) for clip in self.clips]
         counts = metrics.code_counts(torch.cat([row.t() for row in tokens]), self.model.config.codebook_size)
-        perplexity, utilisation = metrics.perplexity(counts), metrics.utilisation(counts)
-
         frames = sum(len(clip.features) for clip in self.clips)
         smooth_l1 = torch.zeros(self.model.config.input_dim, dtype=torch.float64)
         joint, acceleration = _Mean(), _Mean()
@@ -101,38 +101,35 @@ class _Evaluation:
             from_shuffled = self._decode(shuffled[part], clips)
             for clip, motion, other in zip(clips, decoded, from_shuffled, strict=True):
                 smooth_l1 += self._smooth_l1(motion, clip)
-                target = features_to_joints(clip.features)
-                joints = features_to_joints(motion.cpu().numpy())
+                target = self.features.to_joints(clip.features)
+                joints = self.features.to_joints(motion.cpu().numpy())
                 joint.add(joint_errors(joints, target))
                 acceleration.add(acceleration_errors(joints, target))
-                shuffled_pose.add(joint_errors(features_to_joints(other.cpu().numpy()), target))
+                shuffled_pose.add(joint_errors(self.features.to_joints(other.cpu().numpy()), target))
                 flat = np.broadcast_to(self.mean, clip.features.shape)
-                mean_pose.add(joint_errors(features_to_joints(flat), target))
+                mean_pose.add(joint_errors(self.features.to_joints(flat), target))
             if self.progress is not None:
                 self.progress(start + len(clips), len(self.clips))
         smooth_l1 /= frames
         return {
             "format": FORMAT,
             "recon_smooth_l1": float(smooth_l1.mean()),
-            "recon_per_slice": {name: float(smooth_l1[block].mean()) for name, block in SLICES.items()},
+            "recon_per_slice": {name: float(smooth_l1[block].mean()) for name, block in self.features.slices.items()},
             "mpjpe_mm": joint.value(),
             "accel_error_mm": acceleration.value(),
             "mpjpe_shuffled_tokens_mm": shuffled_pose.value(),
             "mpjpe_mean_features_mm": mean_pose.value(),
-            "perplexity": float(perplexity.mean()),
-            "utilisation": float(utilisation.mean()),
-            "perplexity_per_group": perplexity.tolist(),
-            "utilisation_per_group": utilisation.tolist(),
+            **code_use(counts, self.model.config),
             "clips": len(self.clips),
             "frames": frames,
             "latents": sum(latents),
-            "tokens": sum(latents) * self.model.config.groups,
-            "tokens_per_second": sum(latents) * self.model.config.groups / seconds,
+            "tokens": sum(latents) * self.model.config.streams,
+            "tokens_per_second": sum(latents) * self.model.config.streams / seconds,
             "encode_seconds": seconds,
         }
 
     def _encode(self) -> tuple[list[Tensor], float]:
-        """(groups, T') tokens of every clip, on the CPU, and the seconds that it took, tokens in hand."""
+        """(streams, T') tokens of every clip, on the CPU, and the seconds that it took, tokens in hand."""
         tokens = []
         features = [torch.from_numpy(clip.features) for clip in self.clips]
         self.model.encode_batch(features[:1])  # the first call builds and warms what later ones use
@@ -151,13 +148,13 @@ class _Evaluation:
         return self.model.decode_batch(batch, lengths, batch_size=self.batch_size)
 
     def _smooth_l1(self, motion: Tensor, clip: FeatureClip) -> Tensor:
-        """Summed over the frames, (272,)."""
+        """Summed over the frames, (C,)."""
         target = self.model.normalise(torch.from_numpy(clip.features).to(self.device))
         errors = F.smooth_l1_loss(self.model.normalise(motion), target, reduction="none")
         return errors.cpu().sum(dim=0, dtype=torch.float64)
 
     def _shuffled(self, tokens: Sequence[Tensor]) -> list[Tensor]:
-        """The same tokens, each group's in another order over all clips."""
+        """The same tokens, each stream's in another order over all clips."""
         joined = torch.cat(list(tokens), dim=1)
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.rand(joined.shape, generator=generator).argsort(dim=1)

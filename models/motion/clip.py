@@ -20,7 +20,7 @@ class Clip:
         split: ``"train"`` or ``"test"``.
         rotations: (T, 22, 3, 3) local joint rotations (a joint's rotation relative to its parent's; the
             pelvis' is global), present only where the source holds true ones, twist included.
-        features: (T, 272) float32, present only where the source was a folder of features.
+        features: (T, 272), (T, 263) or (T, 251) float32, metres, present only where the source held such.
     """
 
     name: str

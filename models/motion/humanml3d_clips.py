@@ -12,7 +12,7 @@ from fastvq.models.motion.clip import Clip
 from fastvq.models.motion.humanml3d_folder import JOINTS, VECTORS
 from fastvq.models.motion.kit_to_smpl import kit_to_smpl, toes_side
 from fastvq.models.motion.layout263 import HUMANML3D, KIT_ML, LAYOUTS, Layout
-from fastvq.models.motion.leg_units import leg_length, metres_per_unit
+from fastvq.models.motion.leg_units import leg_length, metres_per_unit, scale_features
 from fastvq.models.motion.published_turns import turns_note
 
 
@@ -26,6 +26,7 @@ class LayoutMotion:
         joints: (T, J, 3) float32 in the file's unit.
         text: Its description.
         corrected: Number of turns whose sign was wrong (``published_turns``).
+        features: (T, 12 J - 1) float32 in the file's unit, None where it holds joints.
     """
 
     path: Path
@@ -33,6 +34,7 @@ class LayoutMotion:
     joints: np.ndarray
     text: str
     corrected: int = 0
+    features: np.ndarray | None = None
 
 
 def joints_layout(array: np.ndarray, path: Path) -> Layout | None:
@@ -89,9 +91,13 @@ def layout_clips(
             )
     clips = []
     for motion in motions:
-        joints = (motion.joints * units[motion.layout.name]).astype(np.float32)
+        unit = units[motion.layout.name]
+        joints = (motion.joints * unit).astype(np.float32)
+        features = None if motion.features is None else scale_features(motion.features, unit, motion.layout)
         if motion.layout is KIT_ML:
             joints = kit_to_smpl(joints, exchanged=exchanged)
         rate = fps or motion.layout.fps
-        clips.append(Clip(name=motion.path.stem, fps=rate, joints=joints, text=motion.text, split=""))
+        clips.append(
+            Clip(name=motion.path.stem, fps=rate, joints=joints, text=motion.text, split="", features=features)
+        )
     return clips, notes

@@ -22,7 +22,7 @@ from fastvq.models.files import find_files
 from fastvq.models.motion import asf_amc, bvh, feature_folder, joint_arrays
 from fastvq.models.motion.clip import Clip
 from fastvq.models.motion.features263 import joints_from_ric
-from fastvq.models.motion.features272 import Heading, joints_to_features
+from fastvq.models.motion.features272 import WIDTH, Heading, joints_to_features
 from fastvq.models.motion.humanml3d_clips import LayoutMotion, doubles, joints_layout, layout_clips
 from fastvq.models.motion.humanml3d_folder import check_vectors, layout_of
 from fastvq.models.motion.mapping import MappingReport, read_mapping_file
@@ -164,7 +164,7 @@ def clip_features(clip: Clip) -> np.ndarray:
 
     Those that came from a features file are returned as they were.
     """
-    if clip.features is not None:
+    if clip.features is not None and clip.features.shape[1] == WIDTH:
         return clip.features
     return joints_to_features(clip.joints, rotations=clip.rotations, heading="absolute")
 
@@ -237,13 +237,13 @@ def _load_file(
     array = joint_arrays.read_array(path)
     layout = layout_of(array) if array.ndim == 2 else joints_layout(array, path)
     if layout is not None:
-        text, corrected = feature_folder.read_description(path), 0
+        text, corrected, values = feature_folder.read_description(path), 0, None
         if array.ndim == 2:
             values, corrected = correct_turns(check_vectors(array, path, layout), layout)
             joints = joints_from_ric(values, layout)
         else:
             joints = joint_arrays.check_joints(array, str(path), layout.joints)
-        layouts.append(LayoutMotion(path, layout, joints, text, corrected))
+        layouts.append(LayoutMotion(path, layout, joints, text, corrected, values))
         return []
     if array.ndim != 3:
         text = feature_folder.read_description(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -29,12 +29,26 @@ def feature_statistics(clips: Sequence[np.ndarray], layout: Layout = HUMANML3D) 
     """
     if not clips:
         raise UserError("statistics need at least one clip, got none")
-    checked = [check_features(clip, layout) for clip in clips]
-    frames = sum(map(len, checked))
-    mean = sum(clip.sum(axis=0) for clip in checked) / frames
-    deviation = np.sqrt(sum(((clip - mean) ** 2).sum(axis=0) for clip in checked) / frames)
+    return mean_and_std([check_features(clip, layout) for clip in clips], layout.slices)
+
+
+def mean_and_std(clips: Sequence[np.ndarray], slices: Mapping[str, slice]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of every feature; standard deviations averaged within every slice, 1 where nothing in it varies.
+
+    One for each slice keeps its features comparable, and those that hardly vary from being blown up.
+
+    Args:
+        clips: (T, C) each, at least one.
+        slices: Columns that belong together.
+
+    Returns:
+        mean and std, (C,) float32.
+    """
+    frames = sum(map(len, clips))
+    mean = sum(clip.sum(axis=0, dtype=np.float64) for clip in clips) / frames
+    deviation = np.sqrt(sum(((clip - mean) ** 2).sum(axis=0) for clip in clips) / frames)
     std = np.empty_like(deviation)
-    for columns in layout.slices.values():
+    for columns in slices.values():
         spread = deviation[columns].mean()
         std[columns] = spread if spread > 1e-8 else 1.0
     return np.asarray(mean, dtype=np.float32), std.astype(np.float32)

@@ -60,10 +60,14 @@ class Usage:
     Attributes:
         counts: (G, K) integers >= 0.
         source: Which clips were counted, for example "the held-out clips".
+        stream: What G counts, "group" or "stage".
+        pooled: Whether all use the same codes.
     """
 
     counts: np.ndarray
     source: str
+    stream: str = "group"
+    pooled: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,19 +185,21 @@ def _usage(usage: Usage) -> str:
         f'<td class="number">{used[group]}</td><td class="number">{used[group] / codes:.1%}</td></tr>'
         for group in range(groups)
     )
+    stream = usage.stream
+    whose = f"All {groups} {stream}s share" if usage.pooled else f"Each of the {groups} {stream}s has its own"
     text = (
-        f"Each of the {groups} groups has its own {codes} codes. Counted over {usage.source}: {tokens:,} tokens in "
-        "each group. Perplexity is the number of equally frequent codes that would carry as much information; "
-        "a group far below the others wastes its tokens."
+        f"{whose} {codes} codes. Counted over {usage.source}: {tokens:,} tokens in "
+        f"each {stream}. Perplexity is the number of equally frequent codes that would carry as much information; "
+        f"a {stream} far below the others wastes its tokens."
     )
     return (
-        f'<section id="usage"><h2>Code usage per group</h2><p>{escape(text)}</p><div class="charts">'
+        f'<section id="usage"><h2>Code usage per {stream}</h2><p>{escape(text)}</p><div class="charts">'
         '<div class="card"><h3>Perplexity</h3>'
-        + bar_chart(perplexity.tolist(), x_label="group", y_label="perplexity", limit=reachable, limit_label=ceiling)
+        + bar_chart(perplexity.tolist(), x_label=stream, y_label="perplexity", limit=reachable, limit_label=ceiling)
         + '</div><div class="card"><h3>Codes in use</h3>'
-        + bar_chart(used.tolist(), x_label="group", y_label="codes used", limit=reachable, limit_label=ceiling)
+        + bar_chart(used.tolist(), x_label=stream, y_label="codes used", limit=reachable, limit_label=ceiling)
         + "</div></div><details><summary>The numbers</summary>"
-        '<div class="scroll"><table class="numbers"><thead><tr><th scope="col">Group</th>'
+        f'<div class="scroll"><table class="numbers"><thead><tr><th scope="col">{stream.capitalize()}</th>'
         '<th scope="col" class="number">Perplexity</th><th scope="col" class="number">Codes used</th>'
         f'<th scope="col" class="number">Share</th></tr></thead><tbody>{rows}</tbody></table>'
         "</div></details></section>"

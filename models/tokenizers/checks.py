@@ -53,12 +53,12 @@ def motion(
     return checked if checked.ndim == 3 else checked.unsqueeze(0)
 
 
-def tokens(values: Tensor | np.ndarray, groups: int, codebook_size: int) -> Tensor:
-    """Valid tokens as (groups, B, T') int64.
+def tokens(values: Tensor | np.ndarray, streams: int, codebook_size: int) -> Tensor:
+    """Valid tokens as (streams, B, T') int64.
 
     Args:
-        values: (groups, B, T') or (groups, T') integers in [-1, codebook_size).
-        groups, codebook_size: of the model.
+        values: (streams, B, T') or (streams, T') integers in [-1, codebook_size).
+        streams, codebook_size: of the model.
 
     Raises:
         UserError: another type or shape, or codes that the model does not have.
@@ -71,8 +71,8 @@ def tokens(values: Tensor | np.ndarray, groups: int, codebook_size: int) -> Tens
     checked = checked.long()
     if checked.ndim == 2:
         checked = checked.unsqueeze(1)
-    if checked.ndim != 3 or checked.shape[0] != groups or 0 in checked.shape:
-        raise UserError(f"tokens must have the shape ({groups}, B, T') and not be empty, got {tuple(values.shape)}")
+    if checked.ndim != 3 or checked.shape[0] != streams or 0 in checked.shape:
+        raise UserError(f"tokens must have the shape ({streams}, B, T') and not be empty, got {tuple(values.shape)}")
     low, high = int(checked.min()), int(checked.max())
     if low < -1 or high >= codebook_size:
         raise UserError(f"tokens must lie in 0 to {codebook_size - 1}, or be -1 for a hole; got {low} to {high}")
@@ -92,7 +92,7 @@ def _tensor(values: Motion, name: str) -> Tensor:
 
 
 def token_lengths(tokens: Tensor) -> Tensor:
-    """(B,) how many positions of (groups, B, T') tokens come before the end: up to the last one that has a code."""
+    """(B,) how many positions of (streams, B, T') tokens come before the end: up to the last one that has a code."""
     present = (tokens >= 0).any(dim=0)
     position = torch.arange(1, tokens.shape[2] + 1, device=tokens.device)
     return (present * position).amax(dim=1)

@@ -1,38 +1,39 @@
-"""Sizes of a :class:`~fastvq.models.tokenizers.motion_vqvae.MotionVQVAE`."""
+"""What the sizes of all tokenizers have in common, and those of the multi-group motion VQ-VAE."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, ClassVar, Literal, get_args
+
+from typing_extensions import Self
 
 from fastvq.models.errors import UserError
+from fastvq.models.motion.feature_formats import FeatureFormat, format_of
 from fastvq.models.nn.autoencoder import Activation
 
-FORMAT = "fastvq-motion-vqvae/1"
 OTHER_KEYS = ("format", "kind", "training")
 # Sizes and counts fit what torch indexes and counts with.
 MOST = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class MotionVQVAEConfig:
-    """Sizes and quantizer settings; the defaults are the published 73 M parameter model's.
+class TokenizerConfig(ABC):
+    """Sizes of the convolutional auto-encoder and of its codebooks; subclasses add their quantizer's.
 
     Raises:
         UserError: a value that no model can have, naming it.
     """
 
-    input_dim: int = 272
+    input_dim: int = 263
     """Features of a frame."""
-    width: int = 1024
+    width: int = 512
     """Channels of the convolutions."""
     output_dim: int = 512
-    """Channels of a latent, split evenly into the groups."""
-    groups: int = 64
-    """Codebooks; each quantizes its own slice of the latent."""
+    """Channels of a latent."""
     codebook_size: int = 512
     """Codes in each codebook."""
     down_stages: int = 2
@@ -49,11 +50,14 @@ class MotionVQVAEConfig:
     """A code used less than this share of the mean is replaced."""
     commitment_weight: float = 0.02
     """Weight of the commitment loss."""
-    fps: float = 30.0
-    """Frame rate of the motion."""
+
+    kind: ClassVar[str]
+    """Name of the tokenizer on the command line and in files."""
+    stream: ClassVar[Literal["group", "stage"]]
+    """What the tokens of one latent differ in."""
 
     def __post_init__(self) -> None:
-        for name in ("input_dim", "width", "output_dim", "groups", "codebook_size", "depth", "dilation_growth"):
+        for name in ("input_dim", "width", "output_dim", "codebook_size", "depth", "dilation_growth"):
             check_integer(name, getattr(self, name), 1)
         check_integer("down_stages", self.down_stages, 0, 16)
         check_integer("depth", self.depth, 1, 64)
@@ -62,17 +66,36 @@ class MotionVQVAEConfig:
                 f"the widest dilation, dilation_growth ** (depth - 1), must be at most {MOST}, got "
                 f"dilation_growth={self.dilation_growth} and depth={self.depth}"
             )
-        if self.output_dim % self.groups:
-            raise UserError(
-                f"output_dim must be a multiple of groups, got output_dim={self.output_dim} and "
-                f"groups={self.groups}: choose groups that divide {self.output_dim}"
-            )
         if self.activation not in get_args(Activation):
             raise UserError(f"activation must be one of {', '.join(get_args(Activation))}, got {self.activation!r}")
         check_number("decay", self.decay, 0, 1, below=True)
         check_number("dead_below", self.dead_below, 0, 1, below=True)
         check_number("commitment_weight", self.commitment_weight, 0)
-        check_number("fps", self.fps, 0.1, 1000)
+
+    @property
+    @abstractmethod
+    def fps(self) -> float:
+        """Frame rate of the motion."""
+
+    @property
+    @abstractmethod
+    def token_shape(self) -> tuple[int, int]:
+        """Groups and stages; a latent has one token for each stage of each group."""
+
+    @property
+    @abstractmethod
+    def summary(self) -> str:
+        """The model in a few words."""
+
+    @property
+    def pooled(self) -> bool:
+        """Whether all streams of tokens use one codebook."""
+        return False
+
+    @property
+    def streams(self) -> int:
+        """Tokens of a latent."""
+        return math.prod(self.token_shape)
 
     @property
     def downsample(self) -> int:
@@ -80,35 +103,94 @@ class MotionVQVAEConfig:
         return 2**self.down_stages
 
     @property
-    def code_dim(self) -> int:
-        """Channels of one code."""
-        return self.output_dim // self.groups
+    def features(self) -> FeatureFormat:
+        """What the features of a frame mean.
+
+        Raises:
+            UserError: no format has so many.
+        """
+        return format_of(self.input_dim)
+
+    @classmethod
+    def format(cls) -> str:
+        """What ``config.json`` calls its own format."""
+        return f"fastvq-{cls.kind}/1"
 
     def to_dict(self) -> dict[str, Any]:
         """What ``config.json`` holds about the model."""
-        return {"format": FORMAT, "kind": "motion-vqvae", **dataclasses.asdict(self)}
+        return {"format": self.format(), "kind": self.kind, **dataclasses.asdict(self)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], source: str = "config.json") -> MotionVQVAEConfig:
+    def from_dict(cls, values: Mapping[str, Any], source: str = "config.json") -> Self:
         """The inverse of :meth:`to_dict`; a key that is absent keeps its default.
 
         Raises:
-            UserError: another format, an unknown key, a wrong value.
+            UserError: another kind or format, an unknown key, a wrong value.
         """
-        written_as = values.get("format", FORMAT)
-        if written_as != FORMAT:
+        kind, written_as = values.get("kind", cls.kind), values.get("format", cls.format())
+        if kind != cls.kind:
             raise UserError(
-                f"{source} has the format {written_as!r}, and this version of fastvq reads {FORMAT!r}: "
+                f"{source} is of the kind {kind!r}, expected {cls.kind!r}: load it with the class of its kind, "
+                "which fastvq.models.kinds.load_tokenizer finds"
+            )
+        if written_as != cls.format():
+            raise UserError(
+                f"{source} has the format {written_as!r}, and this version of fastvq reads {cls.format()!r}: "
                 "use the version of fastvq that wrote it"
             )
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known - set(OTHER_KEYS))
         if unknown:
             raise UserError(
-                f"{source} has keys that a motion-vqvae does not know: {', '.join(unknown)}; "
-                "pass config=MotionVQVAEConfig(...) to from_pretrained to replace the file"
+                f"{source} has keys that a {cls.kind} does not know: {', '.join(unknown)}; "
+                f"pass config={cls.__name__}(...) to from_pretrained to replace the file"
             )
         return cls(**{name: values[name] for name in values if name in known})
+
+
+@dataclass(frozen=True)
+class MotionVQVAEConfig(TokenizerConfig):
+    """Sizes of a :class:`~fastvq.models.tokenizers.motion_vqvae.MotionVQVAE`; the defaults are the published
+    73 M parameter model's. Each group quantizes its own slice of the latent.
+
+    Raises:
+        UserError: a value that no model can have, naming it.
+    """
+
+    input_dim: int = 272
+    """Features of a frame."""
+    width: int = 1024
+    """Channels of the convolutions."""
+    groups: int = 64
+    """Codebooks; they split the latent evenly."""
+    fps: float = 30.0
+    """Frame rate of the motion."""
+
+    kind = "motion-vqvae"
+    stream = "group"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_integer("groups", self.groups, 1)
+        if self.output_dim % self.groups:
+            raise UserError(
+                f"output_dim must be a multiple of groups, got output_dim={self.output_dim} and "
+                f"groups={self.groups}: choose groups that divide {self.output_dim}"
+            )
+        check_number("fps", self.fps, 0.1, 1000)
+
+    @property
+    def code_dim(self) -> int:
+        """Channels of one code."""
+        return self.output_dim // self.groups
+
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        return self.groups, 1
+
+    @property
+    def summary(self) -> str:
+        return f"MG-VQVAE of width {self.width} with {self.groups} groups of {self.codebook_size} codes"
 
 
 def check_integer(name: str, value: object, low: int, high: int = MOST) -> None:

@@ -1,9 +1,10 @@
 """Files of tokens: packed codes and a manifest that says what they are and which model wrote them.
 
 A safetensors file with one tensor, ``codes`` (uint8): clip after clip, latent after latent, group after group, each
-code in ceil(log2(K + 1)) bits, the lowest first, without gaps; K stands for a hole. Its metadata, JSON where not
-plain text: format, model_sha256, kind, K (one for each stage), groups, stages, downsample, fps, and clips, a list of
-{name, frames, offset}. ``offset`` counts latents before the clip; it has ceil(frames / downsample) of them.
+code in ceil(log2(K + 1)) bits, the lowest first, without gaps; K stands for a hole. Of residual tokenizers it holds
+stage after stage in place of groups. Its metadata, JSON where not plain text: format, model_sha256, kind, K (one for
+each stage), groups, stages, downsample, fps, and clips, a list of {name, frames, offset}.
+``offset`` counts latents before the clip; it has ceil(frames / downsample) of them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from fastvq.models import storage
 from fastvq.models.errors import UserError
 from fastvq.models.files import check_readable, parse_json, replacing
 from fastvq.models.tokenizers import checks
-from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
+from fastvq.models.tokenizers.config import TokenizerConfig
+from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 
 FORMAT = "fastvq-tokens/1"
 PLAIN = ("format", "model_sha256", "kind")
@@ -36,7 +38,7 @@ class ClipTokens(NamedTuple):
     Attributes:
         name: of the clip.
         frames: how many the clip had; decoding crops to it.
-        tokens: (groups, ceil(frames / downsample)) int64; -1 is a hole.
+        tokens: (streams, ceil(frames / downsample)) int64; -1 is a hole.
     """
 
     name: str
@@ -44,7 +46,7 @@ class ClipTokens(NamedTuple):
     tokens: Tensor
 
 
-def model_sha256(model: MotionVQVAE) -> str:
+def model_sha256(model: MotionTokenizer) -> str:
     """A SHA-256 of all that decides a model's tokens: its settings, then its tensors in the order of their names.
 
     For every tensor its name, dtype, shape and bytes (row-major, little-endian) are hashed.
@@ -58,13 +60,13 @@ def model_sha256(model: MotionVQVAE) -> str:
     return digest.hexdigest()
 
 
-def write_tokens(path: Path, model: MotionVQVAE, clips: Iterable[tuple[str, int, Tensor]]) -> None:
+def write_tokens(path: Path, model: MotionTokenizer, clips: Iterable[tuple[str, int, Tensor]]) -> None:
     """Writes a token file, whole or not at all.
 
     Args:
         path: the file.
         model: the one that made the tokens.
-        clips: (name, frames, tokens (groups, T')) of every clip; T' = ceil(frames / downsample).
+        clips: (name, frames, tokens (streams, T')) of every clip; T' = ceil(frames / downsample).
 
     Raises:
         UserError: tokens that do not fit the model or their number of frames, a name that occurs twice, or a file
@@ -78,11 +80,11 @@ def write_tokens(path: Path, model: MotionVQVAE, clips: Iterable[tuple[str, int,
         if name in names:
             raise UserError(f"two clips are called {name!r}: names in a token file must differ")
         names.add(name)
-        checked = checks.tokens(tokens, config.groups, config.codebook_size).cpu()
+        checked = checks.tokens(tokens, config.streams, config.codebook_size).cpu()
         latents = -(-frames // config.downsample)
         if checked.shape[1:] != (1, latents):
             raise UserError(
-                f"clip {name!r} of {frames} frames must have tokens of shape ({config.groups}, {latents}), "
+                f"clip {name!r} of {frames} frames must have tokens of shape ({config.streams}, {latents}), "
                 f"got {tuple(tokens.shape)}"
             )
         rows.append(checked[:, 0].t())
@@ -93,11 +95,8 @@ def write_tokens(path: Path, model: MotionVQVAE, clips: Iterable[tuple[str, int,
     metadata = {
         "format": FORMAT,
         "model_sha256": model_sha256(model),
-        "kind": "motion-vqvae",
-        "K": json.dumps([config.codebook_size]),
-        "groups": json.dumps(config.groups),
-        "stages": json.dumps(1),
-        "downsample": json.dumps(config.downsample),
+        "kind": config.kind,
+        **{name: json.dumps(size) for name, size in _sizes(config).items()},
         "fps": json.dumps(config.fps),
         "clips": json.dumps(manifest),
     }
@@ -115,7 +114,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return _read(Path(path))[0]
 
 
-def read_tokens(path: Path, model: MotionVQVAE) -> list[ClipTokens]:
+def read_tokens(path: Path, model: MotionTokenizer) -> list[ClipTokens]:
     """Reads a token file.
 
     Args:
@@ -128,23 +127,34 @@ def read_tokens(path: Path, model: MotionVQVAE) -> list[ClipTokens]:
     manifest, codes = _read(Path(path))
     config = model.config
     if manifest["model_sha256"] != model_sha256(model):
+        several = "stages" if manifest["stages"] > 1 else "groups"
         raise UserError(
-            f"{path} was written by another model (a {manifest['kind']} with {manifest['groups']} groups of "
+            f"{path} was written by another model (a {manifest['kind']} with {manifest[several]} {several} of "
             f"{manifest['K'][0]} codes, sha256 {manifest['model_sha256'][:12]}): decode it with that one"
         )
-    sizes = {"K": [config.codebook_size], "groups": config.groups, "stages": 1, "downsample": config.downsample}
-    for name, size in sizes.items():
+    for name, size in _sizes(config).items():
         if manifest[name] != size:
             raise UserError(f"{path} is damaged: its manifest has {name} = {manifest[name]}, and its model {size}")
     latents = [-(-clip["frames"] // config.downsample) for clip in manifest["clips"]]
     try:
-        rows = unpack_codes(codes, config.codebook_size, (sum(latents), config.groups))
+        rows = unpack_codes(codes, config.codebook_size, (sum(latents), config.streams))
     except (ValueError, OverflowError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     return [
         ClipTokens(clip["name"], clip["frames"], rows[clip["offset"] : clip["offset"] + count].t().contiguous())
         for clip, count in zip(manifest["clips"], latents, strict=True)
     ]
+
+
+def _sizes(config: TokenizerConfig) -> dict[str, Any]:
+    """The entries of the manifest that a model decides."""
+    groups, stages = config.token_shape
+    return {
+        "K": [config.codebook_size] * stages,
+        "groups": groups,
+        "stages": stages,
+        "downsample": config.downsample,
+    }
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Tensor]:

@@ -11,7 +11,8 @@ import torch
 
 from fastvq.models.errors import UserError
 from fastvq.models.nn.conv import ConvImplementation
-from fastvq.models.tokenizers.config import MotionVQVAEConfig, check_integer, check_number
+from fastvq.models.tokenizers.config import MotionVQVAEConfig, TokenizerConfig, check_integer, check_number
+from fastvq.models.training.losses import LossTerms, LossWeights
 
 Precision = Literal["fp32", "bf16"]
 ShortClips = Literal["skip", "pad"]
@@ -21,32 +22,16 @@ RESUMABLE = ("steps", "checkpoint_every", "keep_checkpoints", "log_every", "prof
 
 
 @dataclass(frozen=True)
-class LossWeights:
-    """Weights of the smooth-L1 terms, each a mean over its own slice of the normalised features."""
-
-    root_velocity: float = 3.0
-    root_heading: float = 1.5
-    joint_position: float = 0.1
-    joint_velocity: float = 0.5
-    joint_rotation: float = 5.0
-    temporal_velocity: float = 0.5
-    """Frame differences of the joint positions."""
-
-    def __post_init__(self) -> None:
-        for entry in dataclasses.fields(self):
-            check_number(f"loss.{entry.name}", getattr(self, entry.name), 0)
-
-
-@dataclass(frozen=True)
 class TrainConfig:
-    """A run of :func:`fastvq.models.training.trainer.train`; the defaults are the published recipe.
+    """A run of :func:`fastvq.models.training.trainer.train`; the defaults are the
+    multi-group motion VQ-VAE's published recipe, and other kinds have theirs in a subclass.
 
     Raises:
         UserError: a value that no run can have, naming it.
     """
 
-    model: MotionVQVAEConfig = field(default_factory=MotionVQVAEConfig)
-    loss: LossWeights = field(default_factory=LossWeights)
+    model: TokenizerConfig = field(default_factory=MotionVQVAEConfig)
+    loss: LossTerms = field(default_factory=LossWeights)
     start_from: str | None = None
     """A run or saved model whose weights, codebooks and feature statistics training starts from."""
     steps: int = 300_000
@@ -141,7 +126,7 @@ class TrainConfig:
         Raises:
             UserError: settings differ that a resumed run may not change, naming them.
         """
-        mine, theirs = flat(self.to_dict()), {**flat(TrainConfig().to_dict()), **flat(earlier)}
+        mine, theirs = flat(self.to_dict()), {**flat(type(self)().to_dict()), **flat(earlier)}
         changed = [
             f"{name} (was {theirs.get(name)!r}, is {mine.get(name)!r})"
             for name in sorted({*mine, *theirs})

@@ -12,7 +12,8 @@ import numpy as np
 
 from fastvq.models.errors import UserError
 from fastvq.models.motion.clip import Clip
-from fastvq.models.motion.features272 import SLICES, features_to_joints, joints_to_features
+from fastvq.models.motion.feature_formats import FEATURES272, FeatureFormat, format_of
+from fastvq.models.motion.statistics263 import mean_and_std
 from fastvq.models.motion.transform import resample_clip, smooth_runs
 from fastvq.models.tokenizers.checks import MIN_FRAMES
 
@@ -23,7 +24,7 @@ class FeatureClip:
 
     Attributes:
         name: unique in its data set.
-        features: (T, 272) float32, not normalised, absolute heading.
+        features: (T, C) float32 of one format, not normalised.
         joints: (T, 22, 3) float32 metres, as the features hold them: starting above the origin, facing +z.
         split: "train" or "test".
         text: what the person does.
@@ -36,7 +37,13 @@ class FeatureClip:
     text: str = ""
 
 
-def prepare_clips(clips: Sequence[Clip], *, fps: float = 30.0, notes: list[str] | None = None) -> list[FeatureClip]:
+def prepare_clips(
+    clips: Sequence[Clip],
+    *,
+    fps: float = 30.0,
+    form: FeatureFormat = FEATURES272,
+    notes: list[str] | None = None,
+) -> list[FeatureClip]:
     """Clips at one frame rate, cut wherever a body could not have moved so fast, as features.
 
     A clip that is cut yields ``name_part1``, ``name_part2``, ...; parts below 4 frames are left out.
@@ -44,7 +51,11 @@ def prepare_clips(clips: Sequence[Clip], *, fps: float = 30.0, notes: list[str] 
     Args:
         clips: at any frame rate.
         fps: the model's.
+        form: of the features to make.
         notes: gets a sentence on what was cut and left out, if anything was.
+
+    Raises:
+        UserError: the features cannot be made from these clips.
     """
     prepared, cut, faults, short = [], 0, 0, 0
     for original in clips:
@@ -52,15 +63,15 @@ def prepare_clips(clips: Sequence[Clip], *, fps: float = 30.0, notes: list[str] 
         runs = smooth_runs(clip.joints, fps)
         cut += runs.faults > 0
         faults += runs.faults
-        long = [(start, stop) for start, stop in runs.ranges if stop - start >= MIN_FRAMES]
-        short += len(runs.ranges) - len(long)
-        for number, (start, stop) in enumerate(long, start=1):
-            features = _features(clip, start, stop)
+        made = [form.from_clip(clip, start, stop) for start, stop in runs.ranges]
+        long = [rows for rows in made if len(rows) >= MIN_FRAMES]
+        short += len(made) - len(long)
+        for number, features in enumerate(long, start=1):
             prepared.append(
                 FeatureClip(
                     name=clip.name if len(runs.ranges) == 1 else f"{clip.name}_part{number}",
                     features=features,
-                    joints=features_to_joints(features),
+                    joints=form.to_smpl(features),
                     split=clip.split,
                     text=clip.text,
                 )
@@ -79,36 +90,19 @@ def prepare_clips(clips: Sequence[Clip], *, fps: float = 30.0, notes: list[str] 
     return prepared
 
 
-def _features(clip: Clip, start: int, stop: int) -> np.ndarray:
-    if clip.features is not None:
-        return np.asarray(clip.features[start:stop], dtype=np.float32)
-    rotations = None if clip.rotations is None else clip.rotations[start:stop]
-    return joints_to_features(clip.joints[start:stop], rotations=rotations)
-
-
 def feature_statistics(clips: Sequence[FeatureClip]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of each feature, and one standard deviation for each block of features: the mean over its features.
-
-    One for each block keeps the features of a block comparable, and those that hardly vary from being blown up.
-    A block that does not vary at all gets 1.
+    """Mean of each feature, and one standard deviation for each kind of features, by the rule of the data sets.
 
     Returns:
-        mean and std, (272,) float32.
+        mean and std, (C,) float32.
 
     Raises:
         UserError: no clips.
     """
     if not clips:
         raise UserError("statistics need at least one clip, got none")
-    frames = sum(len(clip.features) for clip in clips)
-    mean = sum(clip.features.sum(axis=0, dtype=np.float64) for clip in clips) / frames
-    square = sum(((clip.features - mean) ** 2).sum(axis=0) for clip in clips) / frames
-    deviation = np.sqrt(square)
-    std = np.empty_like(deviation)
-    for block in SLICES.values():
-        spread = deviation[block].mean()
-        std[block] = spread if spread > 1e-8 else 1.0
-    return mean.astype(np.float32), std.astype(np.float32)
+    features = [clip.features for clip in clips]
+    return mean_and_std(features, format_of(features[0].shape[1]).slices)
 
 
 def fingerprint(clips: Sequence[FeatureClip]) -> str:

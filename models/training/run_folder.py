@@ -26,7 +26,7 @@ from fastvq.models import storage
 from fastvq.models.errors import UserError
 from fastvq.models.files import check_readable, parse_json
 from fastvq.models.tokenizers import pretrained
-from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
+from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 from fastvq.models.training.config import TrainConfig
 
 LAST_FORMAT = "fastvq-last/1"
@@ -122,11 +122,13 @@ class RunFolder:
         self._remove_old(config.keep_checkpoints)
         storage.remove_partial(self.path)
 
-    def save_model(self, model: MotionVQVAE, config: TrainConfig) -> None:
+    def save_model(self, model: MotionTokenizer, config: TrainConfig) -> None:
         """Writes the model itself, beside the settings of its training."""
         model.save_pretrained(self.path, extra_config={"training": config.to_dict()})
 
-    def save_checkpoint(self, step: int, model: MotionVQVAE, config: TrainConfig, trainer: dict[str, Any]) -> Path:
+    def save_checkpoint(
+        self, step: int, model: MotionTokenizer, config: TrainConfig, trainer: dict[str, Any]
+    ) -> Path:
         """Writes a checkpoint, names it in ``last.json``, then removes old ones.
 
         Args:

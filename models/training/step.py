@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
-from fastvq.models.training.config import LossWeights, Precision
-from fastvq.models.training.losses import motion_loss
+from fastvq.models.tokenizers.tokenizer import MotionTokenizer
+from fastvq.models.training.config import Precision
+from fastvq.models.training.losses import LossTerms, motion_loss
 from fastvq.models.training.sections import SectionTimer
 
 
@@ -18,10 +18,10 @@ class StepLosses(NamedTuple):
 
     Attributes:
         total: scalar to minimise, with gradient.
-        terms: (6,), the unweighted terms of :data:`fastvq.models.training.losses.TERMS`.
+        terms: (N,), the unweighted terms of the loss, in the order of its names.
         smooth_l1: scalar, unweighted over all features.
         commitment: scalar, the quantizer's loss with its weight.
-        indices: (B, T', groups).
+        indices: (B, T', streams).
     """
 
     total: Tensor
@@ -47,8 +47,8 @@ class TrainingStep(nn.Module):
 
     def __init__(
         self,
-        model: MotionVQVAE,
-        weights: LossWeights,
+        model: MotionTokenizer,
+        weights: LossTerms,
         precision: Precision,
         timer: SectionTimer,
         *,
@@ -66,8 +66,8 @@ class TrainingStep(nn.Module):
         """Reconstructs motions and compares.
 
         Args:
-            motion: (B, T, 272), not normalised, T a multiple of the model's downsampling.
-            mask: (B, T), True where a frame is real, as :meth:`MotionVQVAE.collate` makes it; None for all.
+            motion: (B, T, C), not normalised, T a multiple of the model's downsampling.
+            mask: (B, T), True where a frame is real, as :meth:`MotionTokenizer.collate` makes it; None for all.
         """
         model, timer = self.model, self.timer
         target = model.normalise(motion)
@@ -79,7 +79,8 @@ class TrainingStep(nn.Module):
         with timer.section("decoder"), self._mixed(motion):
             reconstruction = self.decode(quantized, token_mask)
         with timer.section("losses"):
-            loss = motion_loss(reconstruction.to(target.dtype), target, self.weights, mask)
+            reconstruction = reconstruction.to(target.dtype)
+            loss = motion_loss(reconstruction, target, self.weights, mask, denormalise=model.denormalise)
             total = loss.total + commitment
         timer.split_backward(reconstruction, "losses_backward")
         timer.split_backward(quantized, "decoder_backward")

@@ -20,14 +20,15 @@ from torch import Tensor
 
 from fastvq import metrics
 from fastvq.models.errors import UserError
+from fastvq.models.kinds import KINDS, load_tokenizer
 from fastvq.models.nn.conv import fastest_implementation, set_implementation
 from fastvq.models.tokenizers import pretrained
-from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
+from fastvq.models.tokenizers.code_use import code_use
+from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 from fastvq.models.training.compilation import obstacle
 from fastvq.models.training.config import TrainConfig
 from fastvq.models.training.data import FeatureClip, feature_statistics, fingerprint
 from fastvq.models.training.environment import environment
-from fastvq.models.training.losses import TERMS
 from fastvq.models.training.optimizer import DenseAdamW
 from fastvq.models.training.reporting import Reporter
 from fastvq.models.training.run_folder import RunFolder, load_trainer
@@ -47,6 +48,7 @@ class RunResult:
         seconds: of this process's training loop.
         clips_used, clips_skipped: clips of the train split that are long enough for a window, and that are not.
         frames: frames of the used clips.
+        terms: names of the terms of the loss, as the rows have them.
         metrics: the last row of ``metrics.jsonl`` that this process wrote; empty if none.
         model: the trained model, in evaluation mode.
     """
@@ -58,8 +60,9 @@ class RunResult:
     clips_used: int
     clips_skipped: int
     frames: int
+    terms: tuple[str, ...]
     metrics: dict[str, Any] = field(repr=False)
-    model: MotionVQVAE = field(repr=False)
+    model: MotionTokenizer = field(repr=False)
 
 
 def train(
@@ -136,13 +139,13 @@ def _checkpoint(folder: RunFolder, resume: bool) -> Path | None:
     return checkpoint
 
 
-def start_from(model: MotionVQVAE, folder: str) -> None:
+def start_from(model: MotionTokenizer, folder: str) -> None:
     """Gives a model the weights, codebooks and feature statistics of a saved one.
 
     Raises:
         UserError: there is none, or it has other sizes.
     """
-    other = MotionVQVAE.from_pretrained(folder).state_dict()
+    other = load_tokenizer(folder).state_dict()
     state = model.state_dict()
     unlike = [
         name
@@ -171,7 +174,8 @@ class _Run:
         self.step = 0
         torch.manual_seed(config.seed)
         mean, std = feature_statistics(clips)
-        self.model = MotionVQVAE(config.model, mean=mean, std=std).to(self.device).train()
+        tokenizer = KINDS[config.model.kind].tokenizer
+        self.model = tokenizer(config.model, mean=mean, std=std).to(self.device).train()
         if config.start_from is not None and folder.last() is None:
             start_from(self.model, config.start_from)
         # Spelt out, since the weights then lie as the convolutions read them.
@@ -270,6 +274,7 @@ class _Run:
             clips_used=self.sampler.used,
             clips_skipped=self.sampler.skipped,
             frames=self.sampler.frames,
+            terms=config.loss.names(),
             metrics=row,
             model=self.model.eval(),
         )
@@ -304,8 +309,8 @@ class _Averages:
 
     def _reset(self) -> None:
         model = self.config.model
-        self.sums = torch.zeros(3 + len(TERMS), device=self.device)
-        self.counts = torch.zeros(model.groups, model.codebook_size, dtype=torch.int64, device=self.device)
+        self.sums = torch.zeros(3 + len(self.config.loss.names()), device=self.device)
+        self.counts = torch.zeros(model.streams, model.codebook_size, dtype=torch.int64, device=self.device)
         self.steps = 0
         self.since = time.perf_counter()
 
@@ -317,17 +322,18 @@ class _Averages:
         self.steps += 1
 
     def row(self, step: int, lr: float, timer: SectionTimer) -> dict[str, Any]:
-        """A row of ``metrics.jsonl``; perplexity and utilisation are those of all codes since the last row."""
+        """A row of ``metrics.jsonl``; perplexity and utilisation are those of all codes since the last row, and those
+        of every stage are named where there are stages."""
+        model = self.config.model
         loss, smooth_l1, commitment, *terms = (self.sums / self.steps).tolist()
         seconds = time.perf_counter() - self.since
         row: dict[str, Any] = {
             "step": step,
             "loss": loss,
             "recon_smooth_l1": smooth_l1,
-            **dict(zip(TERMS, terms, strict=True)),
+            **dict(zip(self.config.loss.names(), terms, strict=True)),
             "commitment": commitment,
-            "perplexity": float(metrics.perplexity(self.counts).mean()),
-            "utilisation": float(metrics.utilisation(self.counts).mean()),
+            **code_use(self.counts, model, each=model.stream == "stage"),
             "lr": lr,
             "steps_per_second": self.steps / seconds,
         }

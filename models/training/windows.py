@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from fastvq.models.errors import UserError
-from fastvq.models.motion.features272 import SLICES
+from fastvq.models.motion.feature_formats import FEATURES272, format_of
 from fastvq.models.motion.mirror import mirror_features
-from fastvq.models.motion.transform import change_speed
 from fastvq.models.training.data import FeatureClip
 
 
 class Windows(NamedTuple):
-    """A batch: motion (B, T, 272), and mask (B, T), True where a frame is real, or None where all are."""
+    """A batch: motion (B, T, C), and mask (B, T), True where a frame is real, or None where all are."""
 
     motion: Tensor
     mask: Tensor | None
@@ -60,7 +59,7 @@ class WindowSampler:
         frames: number of frames in the used ones.
 
     Raises:
-        UserError: no clip is long enough.
+        UserError: no clip is long enough, or ``turn`` is asked of features that do not know where a body faces.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class WindowSampler:
         turn: bool = False,
         pad_to: int | None = None,
     ) -> None:
-        played = {speed: [change_speed(clip.features, speed) for clip in clips] for speed in speeds}
+        played = {speed: [_played(clip.features, speed) for clip in clips] for speed in speeds}
         longest = [max(len(played[speed][i]) for speed in speeds) for i in range(len(clips))]
         least = window if pad_to is None else 1
         used = [clip for clip, length in zip(clips, longest, strict=True) if length >= least]
@@ -84,6 +83,11 @@ class WindowSampler:
                 f"training needs clips of at least {window} frames, and none of the {len(clips)} clips of the train "
                 f"split is that long (the longest has {max(longest, default=0)}): give longer clips or a smaller "
                 "window"
+            )
+        if turn and not (form := format_of(used[0].features.shape[1])).turns:
+            raise UserError(
+                f"turn has nothing to turn: {form.name}'s {form.width} features do not say where a body faces; "
+                "leave it out"
             )
         self.used, self.skipped = len(used), len(clips) - len(used)
         self.frames = sum(len(clip.features) for clip in used)
@@ -115,7 +119,7 @@ class WindowSampler:
         return np.pad(features, ((0, -len(features) % self._pad_to), (0, 0)), mode="edge")
 
     def batch(self, step: int) -> Windows:
-        """The windows of a step: motion (batch_size, window, 272) float32, not normalised, and mask."""
+        """The windows of a step: motion (batch_size, window, C) float32, not normalised, and mask."""
         draw = np.random.Generator(np.random.Philox(key=[self.seed, step]))
         windows = torch.empty(self.batch_size, self.window, self._pools[0].frames.shape[1])
         chosen = draw.integers(len(self._pools), size=self.batch_size)
@@ -134,6 +138,10 @@ class WindowSampler:
         return Windows(windows, torch.arange(self.window) < torch.from_numpy(real)[:, None])
 
 
+def _played(features: np.ndarray, speed: float) -> np.ndarray:
+    return features if speed == 1 else format_of(features.shape[1]).change_speed(features, speed)
+
+
 def turn_(windows: Tensor, angles: Tensor) -> None:
     """Turns motions about the vertical, in place. Of the features only the absolute heading knows of it.
 
@@ -148,6 +156,6 @@ def turn_(windows: Tensor, angles: Tensor) -> None:
     turn[:, 0, 0] = turn[:, 2, 2] = cosine
     turn[:, 0, 2], turn[:, 2, 0] = sine, -sine
     turn[:, 1, 1] = 1
-    block = SLICES["root_heading"]
+    block = FEATURES272.slices["root_heading"]
     rows = windows[..., block].unflatten(-1, (2, 3))
     windows[..., block] = (rows.to(turn.dtype) @ turn[:, None]).flatten(-2).to(windows.dtype)
