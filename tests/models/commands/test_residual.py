@@ -12,7 +12,11 @@ import torch
 
 from fastvq.models.cli import main
 from fastvq.models.motion.feature_formats import format_of
+from fastvq.models.motion.features263 import joints_to_features
+from fastvq.models.motion.kit_skeleton import KIT_JOINT_NAMES
+from fastvq.models.motion.layout263 import KIT_ML
 from fastvq.models.motion.load import load_clips
+from fastvq.models.motion.skeleton import JOINT_NAMES
 from fastvq.models.tokenizers.residual_vqvae import ResidualVQVAE
 from fastvq.models.tokenizers.token_file import read_manifest, read_tokens
 from fastvq.models.training.data import prepare_clips
@@ -94,6 +98,32 @@ def test_resume_needs_no_settings_again(fastvq: Callable[..., Any], run: Path, m
     refused = fastvq("train", "rvqvae", *base, "--steps", 5, "--stages", 2)
     assert refused.code == 2
     assert "model.stages (was 3, is 2)" in refused.err
+
+
+def test_kit_ml_from_its_own_folder(fastvq: Callable[..., Any], motions: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "kit" / "new_joint_vecs"
+    folder.mkdir(parents=True)
+    smpl = {"root": "pelvis", "spine2": "spine3"}
+    order = [JOINT_NAMES.index(smpl.get(name, name).replace("midfoot", "foot")) for name in KIT_JOINT_NAMES]
+    written = {}
+    for clip in [clip for clip in load_clips(motions, fps=12.5).clips if clip.frames > 40]:
+        written[clip.name] = joints_to_features(clip.joints[:, order], KIT_ML)
+        np.save(folder / f"{clip.name}.npy", written[clip.name])
+    run, data = tmp_path / "run", ["--data", folder.parent]
+    coarse = ["--input-dim", 251, "--down-stages", 3]
+    outcome = fastvq("train", "rvqvae", *data, "--out", run, *TINY, *coarse)
+    assert outcome.code == 0
+    model = ResidualVQVAE.from_pretrained(run)
+    tokens = tmp_path / "tokens.safetensors"
+    assert fastvq("encode", "--checkpoint", run, *data, "--out", tokens).code == 0
+    manifest = read_manifest(tokens)
+    assert (manifest["fps"], manifest["downsample"]) == (12.5, 8)
+    for clip in read_tokens(tokens, model):
+        assert torch.equal(clip.tokens, model.encode(written[clip.name])[:, 0])
+    out = tmp_path / "decoded"
+    assert fastvq("decode", "--checkpoint", run, "--tokens", tokens, "--out", out).code == 0
+    assert len(load_clips(out, fps=None).clips) == len(written)
+    assert fastvq("evaluate", "--checkpoint", run, *data, "--split", "all").code == 0
 
 
 def test_a_token_file_of_another_kind_is_refused(
