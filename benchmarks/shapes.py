@@ -84,7 +84,7 @@ def make_data(shape: Shape, device: str = "cpu", seed: int = 0) -> tuple[Tensor,
     random = torch.Generator(device).manual_seed(seed)
     codebooks = torch.randn(shape.G, shape.Q, shape.K, shape.D, generator=random, device=device)
     if shape.shared:
-        codebooks = 0.5 * codebooks[:, :1].expand(-1, shape.Q, -1, -1)
+        codebooks = (0.5 * codebooks[:, :1]).expand(-1, shape.Q, -1, -1)
     else:
         codebooks *= 0.8 ** torch.arange(shape.Q, device=device)[:, None, None]
     x = torch.randn(shape.N, shape.G, shape.D, generator=random, device=device)

@@ -5,24 +5,47 @@
 namespace fastvq::cpu::FASTVQ_ISA {
 namespace {
 
-// to = from + code, over contiguous memory; `from` is `to` itself or null for zeros.
+constexpr int TOGETHER = LANES == 16 ? 16 : 8;  // vectors of a sum, in registers
+constexpr int MOST = 64;                        // codes added in one go
+
+template <class T, int LENGTH, int COUNT>
+FASTVQ_INLINE void add_columns(T* to, bool from_zero, const T* const* codes, int count, int64_t d) {
+  typedef T Vector __attribute__((vector_size(LENGTH)));
+  constexpr int64_t width = LENGTH / sizeof(T);
+  Vector sums[COUNT] = {};
+  if (!from_zero)
+    for (int v = 0; v < COUNT; ++v) sums[v] = load<Vector>(to + d + v * width);
+  for (int i = 0; i < count; ++i) {
+#pragma GCC unroll 16
+    for (int v = 0; v < COUNT; ++v) sums[v] += load<Vector>(codes[i] + d + v * width);
+  }
+  for (int v = 0; v < COUNT; ++v) store(to + d + v * width, sums[v]);
+}
+
+// to = from + code + code + ..., from left to right, over contiguous memory; `from` is `to` itself or zeros.
 template <class T>
-FASTVQ_INLINE void add_code(T* to, bool from_zero, const T* code, int64_t dim, int64_t dim_stride) {
-  typedef T Part __attribute__((vector_size(16)));
-  typedef T Whole __attribute__((vector_size(4 * LANES)));
-  constexpr int64_t part = sizeof(Part) / sizeof(T), whole = sizeof(Whole) / sizeof(T);
+FASTVQ_INLINE void add_codes(T* to, bool from_zero, const T* const* codes, int count, int64_t dim,
+                             int64_t dim_stride) {
+  constexpr int64_t whole = 4 * LANES / sizeof(T), half = 32 / sizeof(T), quarter = 16 / sizeof(T);
   int64_t d = 0;
   if (dim_stride == 1) {
-    for (; d + whole <= dim; d += whole)
-      store(to + d, (from_zero ? Whole{} : load<Whole>(to + d)) + load<Whole>(code + d));
-    for (; d + part <= dim; d += part)
-      store(to + d, (from_zero ? Part{} : load<Part>(to + d)) + load<Part>(code + d));
+    for (; d + TOGETHER * whole <= dim; d += TOGETHER * whole)
+      add_columns<T, 4 * LANES, TOGETHER>(to, from_zero, codes, count, d);
+    for (; d + 4 * whole <= dim; d += 4 * whole) add_columns<T, 4 * LANES, 4>(to, from_zero, codes, count, d);
+    for (; d + whole <= dim; d += whole) add_columns<T, 4 * LANES, 1>(to, from_zero, codes, count, d);
+    for (; d + half <= dim; d += half) add_columns<T, 32, 1>(to, from_zero, codes, count, d);
+    for (; d + quarter <= dim; d += quarter) add_columns<T, 16, 1>(to, from_zero, codes, count, d);
   }
-  for (; d < dim; ++d) to[d] = (from_zero ? T{0} : to[d]) + code[d * dim_stride];
+  for (; d < dim; ++d) {
+    T sum = from_zero ? T{0} : to[d];
+    for (int i = 0; i < count; ++i) sum += codes[i][d * dim_stride];
+    to[d] = sum;
+  }
 }
 
 template <class T>
 void gather_as(const Lookup& call, int64_t first, int64_t last, IndexRange& seen) {
+  const T* chosen[MOST];
   for (int64_t row = first; row < last; ++row) {
     const int64_t r1 = row / call.rows2, r2 = row % call.rows2;
     for (int64_t group = 0; group < call.groups; ++group) {
@@ -31,16 +54,20 @@ void gather_as(const Lookup& call, int64_t first, int64_t last, IndexRange& seen
                              r2 * call.indices.stride2;
       const T* codes = static_cast<const T*>(call.codebooks) + group * call.group_stride;
       bool empty = true;
+      int count = 0;
       for (int64_t stage = 0; stage < call.stages; ++stage) {
         const int64_t code = index[stage * call.indices.last_stride];
         if (code < 0 || code >= call.codes) {
           seen.include(code);
           continue;
         }
-        add_code(to, empty, codes + stage * call.stage_stride + code * call.code_stride, call.dim, call.dim_stride);
+        chosen[count++] = codes + stage * call.stage_stride + code * call.code_stride;
+        if (count < MOST) continue;
+        add_codes(to, empty, chosen, count, call.dim, call.dim_stride);
         empty = false;
+        count = 0;
       }
-      if (empty) std::memset(to, 0, call.dim * sizeof(T));
+      if (count > 0 || empty) add_codes(to, empty, chosen, count, call.dim, call.dim_stride);
     }
   }
 }
