@@ -3,8 +3,8 @@
 All start from the same weights and see the same batches. The plain trainer is what most repositories have: float32,
 ``torch.nn.Conv1d``, ``torch.optim.AdamW`` as it comes. vector-quantize-pytorch takes part in both forms that fit the
 model, set up as its users would: ``GroupedResidualVQ`` with one quantizer a group, and ``VectorQuantize`` with a head
-and a codebook of its own a group; k-means initialisation, EMA 0.99, our commitment weight, and the dead-code
-threshold that equals ours (a share of the mean number of rows a code).
+and a codebook of its own a group; k-means initialisation, EMA 0.99, our commitment weight, gradients straight
+through, and the dead-code threshold that equals ours (a share of the mean number of rows a code).
 """
 
 from __future__ import annotations
@@ -117,6 +117,7 @@ class PeerQuantizer(nn.Module):
             "decay": config.decay,
             "commitment_weight": config.commitment_weight,
             "kmeans_init": True,
+            "rotation_trick": False,  # gradients straight through, as in ours
             "threshold_ema_dead_code": config.dead_below * rows / config.codebook_size,
         }
         if heads:
