@@ -40,7 +40,7 @@ class Case(NamedTuple):
     def small(self) -> Case:
         """The same at a size that takes a moment."""
         if self.op.prepare in (scalar.fsq_contest, scalar.lfq_contest):  # K follows from D
-            return self._replace(shape=self.shape._replace(N=min(self.shape.N, 128)))
+            return self._replace(shape=self.shape._replace(name=f"{self.shape.name} (toy)", N=min(self.shape.N, 128)))
         return self._replace(shape=self.shape.small())
 
     def prepare(self, device: str = "cpu", *, compiled: bool = True) -> Contest:

@@ -113,6 +113,23 @@ ENVIRONMENT = (
 COLUMNS = ("schema", *(f.name.rstrip("_") for f in fields(Row)), *ENVIRONMENT)
 
 
+def check_rows_file(path: Path) -> bool:
+    """Whether a file of rows is yet to be made; to be asked before anything is measured.
+
+    Raises:
+        ValueError: a folder, or a file with other columns than this version writes.
+    """
+    if not path.exists():
+        return True
+    if not path.is_file():
+        raise ValueError(f"{path} is no file: give a CSV file for the rows")
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        header = tuple(next(csv.reader(file), ()))
+    if header != COLUMNS:
+        raise ValueError(f"{path.name} has other columns than schema {SCHEMA}: give another file")
+    return False
+
+
 def write_rows(path: Path, rows: Iterable[Row], device: str = "cpu") -> None:
     """Writes rows under one new ``run_id``; an existing file keeps its rows and gets these behind them.
 
@@ -122,15 +139,10 @@ def write_rows(path: Path, rows: Iterable[Row], device: str = "cpu") -> None:
         device: "cpu" or a CUDA device.
 
     Raises:
-        ValueError: the file has other columns than this version writes.
+        ValueError: a folder, or a file with other columns than this version writes.
     """
+    fresh = check_rows_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
-    if not fresh:
-        with path.open(newline="") as file:
-            header = tuple(next(csv.reader(file), ()))
-        if header != COLUMNS:
-            raise ValueError(f"{path.name} has other columns than schema {SCHEMA}: give another file")
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if fresh:

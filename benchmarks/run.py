@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ import fastvq
 from fastvq.benchmarks import compare, machine, peers, registry, resident, table
 from fastvq.benchmarks.contest import Call, Contest
 from fastvq.benchmarks.registry import Case
-from fastvq.benchmarks.rows import Row, as_text, read_rows, timed, write_rows
+from fastvq.benchmarks.rows import Row, as_text, check_rows_file, read_rows, timed, write_rows
 from fastvq.benchmarks.shapes import Shape
 from fastvq.benchmarks.timing import Measure, Timing, event_measure, interleave, wall_ms
 
@@ -186,14 +187,20 @@ def bench(
     """Runs the cases with these ops and shapes, prints the table, and writes rows and page.
 
     Returns:
-        0; 1 where a result of ours was wrong, whose case is not timed; 130 after an interrupt, which ends the run
-        with what has been measured.
+        0; 1 where a case failed or a result of ours was wrong, which is not timed; 130 after an interrupt, which ends
+        the run with what has been measured.
 
     Raises:
-        ValueError: no such op, shape or device; rows of another schema in ``out``.
+        ValueError: no such op, shape or device; no time; a file that cannot be written, or holds other rows.
     """
     if settings.device != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"device {settings.device} needs a GPU, and torch finds none here: use cpu")
+    if not 0 < settings.seconds < math.inf:
+        raise ValueError(f"seconds must be a positive number, got {settings.seconds}")
+    if out is not None:
+        check_rows_file(out)
+    if html is not None and html.is_dir():
+        raise ValueError(f"{html} is a folder: give a file for the page")
     chosen = registry.cases(settings.device, ops, shapes)
     if settings.quick:
         chosen = [case.small() for case in chosen]
@@ -210,9 +217,13 @@ def bench(
             try:
                 timed_cases.append((case, run_case(case, settings, measure=measure)))
             except GateError as error:
-                failures.append(str(error))
+                failures.append(f"GATE FAILED, not timed: {error}")
             except KeyboardInterrupt:
                 break
+            except Exception as error:  # what the other cases have shown is kept
+                _log.debug("%s failed", case.name, exc_info=True)
+                reason = str(error).strip().partition("\n")[0]
+                failures.append(f"FAILED, not timed: {case.name}: {type(error).__name__}: {reason}")
             done += 1
             bar.advance(task)
     rows = machine_rows(settings.device)
@@ -223,7 +234,7 @@ def bench(
     table.show(text, console)
     console.print(f"{done} of {len(chosen)} cases in {time.perf_counter() - begin:.0f} s.", style="dim")
     for failure in failures:
-        console.print(f"GATE FAILED, not timed: {failure}", style="bold red")
+        console.print(failure, style="bold red")
     if out is not None:
         write_rows(out, rows, settings.device)
         console.print(f"Rows: {out}")

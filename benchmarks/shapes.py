@@ -36,9 +36,9 @@ class Shape(NamedTuple):
 
     def small(self) -> Shape:
         """The same kind of search at a size that takes a moment: for tests of the benchmarks themselves."""
-        return self._replace(
-            G=min(self.G, 4), N=min(self.N, 128), K=min(self.K, 64), D=min(self.D, 32), Q=min(self.Q, 4)
-        )
+        least = {"G": 4, "N": 128, "K": 64, "D": 32, "Q": 4}
+        sizes = {axis: min(getattr(self, axis), most) for axis, most in least.items()}
+        return self._replace(name=f"{self.name} (toy)", **sizes)
 
 
 CPU = (

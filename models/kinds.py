@@ -8,6 +8,7 @@ from typing import Any
 
 from fastvq.models.errors import UserError
 from fastvq.models.tokenizers import pretrained
+from fastvq.models.tokenizers.config import TokenizerConfig
 from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
 from fastvq.models.tokenizers.residual_vqvae import ResidualVQVAE
 from fastvq.models.tokenizers.tokenizer import MotionTokenizer
@@ -52,11 +53,14 @@ def load_tokenizer(name_or_path: str | Path, **options: Any) -> MotionTokenizer:
     hub = {name: value for name, value in options.items() if name not in ("key_map", "config")}
     folder = pretrained.locate(name_or_path, **hub)
     kind = MotionVQVAE.config_class.kind
-    if options.get("config") is not None:
-        kind = options["config"].kind
+    config = options.get("config")
+    if config is not None:
+        if not isinstance(config, TokenizerConfig):
+            raise TypeError(f"config must be a TokenizerConfig, got {type(config).__name__}")
+        kind = config.kind
     else:
         kind = pretrained.read_config(folder).get("kind", kind)
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(
             f"{folder / pretrained.CONFIG} is of the kind {kind!r}, and this version of fastvq knows "
             f"{', '.join(KINDS)}: use the version of fastvq that wrote it"

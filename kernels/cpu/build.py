@@ -45,8 +45,9 @@ ISA_NEEDS = {
 }
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-DNDEBUG"]
 # Multiplications and additions may fuse in the coarse pass only: elsewhere every rounding is the oracle's.
-PLAIN_LOOPS = {"ema"}  # left to the compiler to vectorise, which -O2 does only where it knows how long a loop is
 CONTRACT = {"search": "-ffp-contract=fast", "topk": "-ffp-contract=fast"}
+# Left to the compiler to vectorise, which -O2 does only where it knows how long a loop is.
+PLAIN_LOOPS = {"ema"}
 TIMEOUT = 600.0  # seconds before a compiler counts as hung
 STALE = 3600.0  # seconds after which a half-built directory belongs to nobody
 

@@ -44,6 +44,8 @@ class ResidualVQVAEConfig(TokenizerConfig):
         check_integer("stages", self.stages, 1)
         if self.stages > MOST_STAGES:
             raise UserError(f"stages must be at most {MOST_STAGES}, got {self.stages}")
+        if not isinstance(self.shared, bool):
+            raise UserError(f"shared must be true or false, got {self.shared!r}")
         check_number("quantize_dropout", self.quantize_dropout, 0, 1)
 
     @property

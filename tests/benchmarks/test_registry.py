@@ -287,6 +287,37 @@ def test_pytest_runs_the_registry(tmp_path):
     assert all(bench["extra_info"]["wrong_rows"] == 0 for bench in found)
 
 
-def test_wrong_options_are_one_sentence(capsys):
-    assert run.main(["--ops", "neares"]) == 2
-    assert "there is no op neares" in capsys.readouterr().err
+def test_wrong_options_are_one_sentence(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "run_case", lambda *_, **__: pytest.fail("measured before the options were looked at"))
+    foreign = tmp_path / "other.csv"
+    foreign.write_text("a,b\n1,2\n")
+    for options, sentence in (
+        (["--ops", "neares"], "there is no op neares"),
+        (["--out", str(tmp_path)], "is no file: give a CSV file for the rows"),
+        (["--out", str(foreign)], "other.csv has other columns than schema"),
+        (["--html", str(tmp_path)], "is a folder: give a file for the page"),
+        (["--seconds", "nan"], "seconds must be a positive number, got nan"),
+        (["--seconds", "-1"], "seconds must be a positive number, got -1"),
+    ):
+        assert run.main(options) == 2
+        assert sentence in capsys.readouterr().err
+    assert foreign.read_text() == "a,b\n1,2\n"
+
+
+def test_a_case_that_fails_leaves_the_others(capsys, tmp_path, monkeypatch):
+    real = run.run_case
+
+    def failing(case, *rest, **named):
+        if case.op.name == "lookup":
+            raise AttributeError("a peer changed its names")
+        return real(case, *rest, **named)
+
+    monkeypatch.setattr(run, "run_case", failing)
+    rows = tmp_path / "rows.csv"
+    assert run.main(["--quick", "--ops", "lookup", "segment_sum", "--shapes", "c", "--out", str(rows)]) == 1
+    assert "FAILED, not timed: lookup c (toy): AttributeError: a peer changed its names" in capsys.readouterr().out
+    assert {row["op"] for row in read_rows(rows)} == {"machine", "segment_sum"}
+
+
+def test_toy_sizes_are_not_taken_for_real_ones():
+    assert not {case.small().shape.name for case in CASES} & {case.shape.name for case in CASES}

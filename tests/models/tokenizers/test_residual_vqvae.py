@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -127,9 +128,13 @@ def test_a_saved_model_returns_and_is_known_by_its_kind(model, tmp_path):
         assert all(torch.equal(own[name], other[name]) for name in own)
     with pytest.raises(UserError, match="is of the kind 'rvqvae', expected 'motion-vqvae'"):
         MotionVQVAE.from_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({**values, "kind": "gan"}))
-    with pytest.raises(UserError, match=f"is of the kind 'gan', and this version of fastvq knows {', '.join(KINDS)}"):
-        load_tokenizer(tmp_path)
+    for kind in ("gan", ["rvqvae"], {}):
+        (tmp_path / "config.json").write_text(json.dumps({**values, "kind": kind}))
+        known = f"is of the kind {kind!r}, and this version of fastvq knows {', '.join(KINDS)}"
+        with pytest.raises(UserError, match=re.escape(known)):
+            load_tokenizer(tmp_path)
+    with pytest.raises(TypeError, match="config must be a TokenizerConfig, got dict"):
+        load_tokenizer(tmp_path, config={})
 
 
 def test_another_tokenizer_is_loaded_by_its_kind(tiny_model, tmp_path):
@@ -182,6 +187,7 @@ def test_a_shared_codebook_is_counted_over_all_stages():
         ({"quantize_dropout": 1.5}, "quantize_dropout must be a number at least 0 and at most 1, got 1.5"),
         ({"input_dim": 100}, r"251 \(KIT-ML\), 263 \(HumanML3D\), 272 \(272-dim\); got 100"),
         ({"width": 0}, "width must be an integer of at least 1"),
+        ({"shared": "no"}, "shared must be true or false, got 'no'"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(changes, complaint):
