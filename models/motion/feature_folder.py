@@ -92,17 +92,41 @@ def find_statistics(folder: Path, width: int = WIDTH, *, above: int = 3) -> tupl
         above: How many folders above to look in.
 
     Raises:
-        UserError: They are there but damaged, or of another shape.
+        UserError: They are there but damaged, of another shape, or hold what no mean or standard deviation is.
     """
     for place in (folder, *list(folder.parents)[:above]):
         found = {path.stem.lower(): path for path in sorted(place.glob("*.npy")) if is_statistics(path)}
         if set(found) == _STATISTICS:
-            mean, std = (read_array(found[name]).astype(np.float32) for name in ("mean", "std"))
-            for name, values in (("mean", mean), ("std", std)):
-                if values.shape != (width,):
-                    raise UserError(f"{found[name]}: expected the shape ({width},), got {values.shape}")
-            return mean, std
+            mean = check_mean(read_array(found["mean"]), str(found["mean"]), width)
+            return mean, check_std(read_array(found["std"]), str(found["std"]), width)
     return None
+
+
+def check_mean(values: np.ndarray, where: str, width: int) -> np.ndarray:
+    """(width,) float32, or a ``UserError`` where the shape is another or a value is not finite."""
+    if values.shape != (width,):
+        raise UserError(f"{where}: expected the shape ({width},), got {values.shape}")
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
+    bad = ~np.isfinite(values)
+    if bad.any():
+        raise UserError(
+            f"{where}: {int(bad.sum())} of {width} values are NaN or infinity, first in column {int(bad.argmax())}: "
+            "compute the statistics again"
+        )
+    return values
+
+
+def check_std(values: np.ndarray, where: str, width: int) -> np.ndarray:
+    """As ``check_mean``; every value must be positive too, since features are divided by it."""
+    values = check_mean(values, where, width)
+    bad = values <= 0
+    if bad.any():
+        raise UserError(
+            f"{where}: {int(bad.sum())} of {width} standard deviations are not positive, first {values[bad][0]:g} in "
+            f"column {int(bad.argmax())}: compute them again, with 1 for a feature that does not vary"
+        )
+    return values
 
 
 @np.errstate(over="ignore", invalid="ignore")  # absurd values are no rotations

@@ -69,7 +69,7 @@ def layout_clips(
         fps: Their frame rate; the layout's when None.
 
     Raises:
-        UserError: The legs fit no unit, or the scale is not positive.
+        UserError: The legs fit no unit, or the scale is not between 1e-6 and 1000.
     """
     notes = turns_note([motion.corrected for motion in motions if motion.corrected])
     units: dict[str, float] = {}

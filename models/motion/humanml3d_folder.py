@@ -81,7 +81,7 @@ def read_folder(
 ) -> VectorFolder:
     """Reads a HumanML3D or KIT-ML folder; which of them is told by the width of its arrays.
 
-    Without ``new_joint_vecs``, features are computed from ``new_joints``.
+    Without ``new_joint_vecs``, features are computed from ``new_joints``. What a file holds is told by its shape.
 
     Args:
         folder: The data set's folder, or its ``new_joint_vecs``.
@@ -91,7 +91,7 @@ def read_folder(
 
     Raises:
         UserError: A file or folder is missing, damaged, of another layout or with other frames than its
-            partner, no clip remains, or the legs fit no unit.
+            partner, a description or the statistics are wrong, no clip remains, or the legs fit no unit.
     """
     root = Path(folder)
     root = root.parent if root.name in (VECTORS, JOINTS) else root
@@ -99,47 +99,51 @@ def read_folder(
     if source is None:
         what = f"has no folder {VECTORS}" if root.is_dir() else "no such folder"
         raise UserError(f"{root}: {what}: expected HumanML3D's or KIT-ML's {VECTORS}, {TEXTS} and split files in it")
-    notes = [] if source.name == VECTORS else [f"{source}: features were computed from joints"]
+    notes: list[str] = []
     files = _files(root, source, split, notes)
     splits = feature_folder.read_split_files(root) or {}
-    read: dict[Path, np.ndarray] = {}
+    read: dict[Path, tuple[np.ndarray, tuple[Caption, ...]]] = {}
     layout: Layout | None = None
     short = 0
     corrected: list[int] = []
     for file in files:
         try:
             array = read_array(file)
-            layout = _same_layout(array, file, layout)
+            found = _same_layout(array, file, layout)
             if source.name == VECTORS:
-                _check_partner(root / JOINTS / file.name, len(array), layout)
-                read[file], signs = correct_turns(check_vectors(array, file, layout), layout)
-                corrected += [signs] if signs else []
+                _check_partner(root / JOINTS / file.name, len(array), found)
+            signs = 0
+            if array.ndim == 2:
+                array, signs = correct_turns(check_vectors(array, file, found), found)
             else:
-                check_finite(array, str(file))
-                read[file] = array
+                _check_positions(array, file, found)
+            layout = found
+            if len(array) < MIN_FRAMES:
+                short += 1
+                continue
+            text = root / TEXTS / f"{file.stem}.txt"
+            read[file] = array, read_captions(text) if text.is_file() else ()
+            corrected += [signs] if signs else []
         except UserError as error:
             if on_error == "raise":
                 raise
             notes.append(f"skipped: {error}")
-            continue
-        if len(array) < MIN_FRAMES:
-            short += 1
-            del read[file]
+    computed = sum(array.ndim == 3 for array, _ in read.values())
+    if computed:
+        notes.insert(0, f"{source}: features were computed from joints in {computed} of {len(read)} clips")
     notes += turns_note(corrected)
     if short:
         notes.append(f"skipped {short} clips of fewer than {MIN_FRAMES} frames")
     if layout is None or not read:
         raise UserError(f"{source}: no clip remains ({'; '.join(notes[:3])}): give other motions")
-    legs = [leg_length(joints_from_ric(one, layout) if one.ndim == 2 else one, layout) for one in read.values()]
-    unit, found = metres_per_unit(legs, layout, scale=scale)
-    if found:
-        notes.append(found)
+    legs = [leg_length(joints_from_ric(one, layout) if one.ndim == 2 else one, layout) for one, _ in read.values()]
+    unit, told = metres_per_unit(legs, layout, scale=scale)
+    if told:
+        notes.append(told)
     clips = []
-    for file, one in read.items():
+    for file, (one, captions) in read.items():
         known = one.ndim == 2
         features = scale_features(one, unit, layout) if known else joints_to_features(one * unit, layout)
-        text = root / TEXTS / f"{file.stem}.txt"
-        captions = read_captions(text) if text.is_file() else ()
         clips.append(VectorClip(file.stem, features, captions, split or splits.get(file.stem, "")))
     silent = sum(not clip.captions for clip in clips)
     if silent:
@@ -207,6 +211,13 @@ def _same_layout(array: np.ndarray, path: Path, layout: Layout | None) -> Layout
             "keep each data set in a folder of its own"
         )
     return found
+
+
+def _check_positions(array: np.ndarray, path: Path, layout: Layout) -> None:
+    """Joints must have frames and be finite."""
+    if not len(array):
+        raise UserError(f"{path}: holds no frames: expected {layout.name}'s joints (frames, {layout.joints}, 3)")
+    check_finite(array, str(path))
 
 
 def _check_partner(path: Path, frames: int, layout: Layout) -> None:

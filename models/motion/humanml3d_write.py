@@ -10,6 +10,7 @@ import numpy as np
 
 from fastvq.models.errors import UserError
 from fastvq.models.motion.clip import Clip
+from fastvq.models.motion.feature_folder import check_mean, check_std, is_statistics
 from fastvq.models.motion.features263 import check_features, joints_from_ric, joints_to_features, retarget
 from fastvq.models.motion.humanml3d_folder import JOINTS, TEXTS, VECTORS, VectorClip
 from fastvq.models.motion.humanml3d_texts import Caption, caption_lines
@@ -65,14 +66,14 @@ def write_folder(
 
     Args:
         folder: Must not be there yet, or be empty.
-        clips: What to write; names must differ and be names of files.
+        clips: What to write; names must differ, and names and splits be names of files.
         layout: What the features are.
-        statistics: (mean, std) to write; None computes those of the clips of the train split, or of all
-            clips where no clip has a split.
+        statistics: (mean, std), (12 J - 1,) each, to write; None computes those of the clips of the train
+            split, or of all clips where no clip has a split.
 
     Raises:
-        UserError: The folder holds something, there is no clip, a clip cannot be written, or the file system
-            refuses; nothing is left of it.
+        UserError: The folder holds something, there is no clip, a clip or the statistics cannot be written, or
+            the file system refuses; nothing is left of it.
     """
     root = Path(folder)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -80,8 +81,12 @@ def write_folder(
     if not clips:
         raise UserError(f"{root}: no clips to write: give at least one")
     for clip in clips:
-        if Path(clip.name).name != clip.name or not clip.name.isprintable():
+        if not _is_stem(clip.name) or clip.name.endswith(".npy"):
             raise UserError(f"{root}: {clip.name!r} is no name of a file: rename the clip")
+        if is_statistics(Path(f"{clip.name}.npy")):
+            raise UserError(f"{root}: {clip.name!r} is what a file of statistics is called: rename the clip")
+        if clip.split and not _is_stem(clip.split):
+            raise UserError(f"{root}: clip {clip.name!r}: its split {clip.split!r} is no name of a file: rename it")
     name, count = Counter(clip.name for clip in clips).most_common(1)[0]
     if count > 1:
         raise UserError(f"{root}: {count} clips are called {name!r}: rename all but one")
@@ -90,6 +95,10 @@ def write_folder(
         if not shown:
             raise UserError(f"{root}: no clip is in the split 'train', which statistics are of: give statistics")
         statistics = feature_statistics(shown, layout)
+    if len(statistics) != 2:
+        raise UserError(f"{root}: statistics must be a pair (mean, std), got {len(statistics)} arrays: give both")
+    mean = check_mean(np.asarray(statistics[0]), f"{root}: mean", layout.width)
+    std = check_std(np.asarray(statistics[1]), f"{root}: std", layout.width)
     with replacing_folder(root) as partial:
         for part in (VECTORS, JOINTS, TEXTS):
             (partial / part).mkdir()
@@ -103,5 +112,10 @@ def write_folder(
         for split in sorted({clip.split for clip in clips if clip.split}):
             names = "".join(f"{clip.name}\n" for clip in clips if clip.split == split)
             (partial / f"{split}.txt").write_text(names, encoding="utf-8")
-        for stem, values in zip(("Mean", "Std"), statistics, strict=True):
-            np.save(partial / f"{stem}.npy", np.asarray(values, dtype=np.float32))
+        np.save(partial / "Mean.npy", mean)
+        np.save(partial / "Std.npy", std)
+
+
+def _is_stem(name: str) -> bool:
+    """Whether a file in a folder can be called this, and a line of a split file says it without loss."""
+    return name not in ("", "..") and Path(name).name == name.strip() == name and name.isprintable()

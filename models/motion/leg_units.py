@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +18,8 @@ _UNITS: tuple[tuple[float, float, float, str], ...] = (
     (350.0, 600.0, KIT_UNIT, "millimetres of KIT-ML's model"),
     (600.0, 1200.0, 0.001, "millimetres"),
 )
+# Micrometres to kilometres: what lies beyond is a slip, and its products leave the range of float32.
+_SMALLEST_UNIT, _LARGEST_UNIT = 1e-6, 1e3
 _SCALED = ("root_velocity", "root_height", "joint_position", "joint_velocity")
 
 
@@ -47,11 +48,14 @@ def metres_per_unit(legs: Sequence[float], layout: Layout, *, scale: float | Non
         Metres per unit, and a sentence on what was found, empty where the files are in metres.
 
     Raises:
-        UserError: The legs fit no unit, or the scale is not positive.
+        UserError: The legs fit no unit, or the scale is not between 1e-6 and 1000.
     """
     if scale is not None:
-        if not (math.isfinite(scale) and scale > 0):
-            raise UserError(f"scale must be a positive number of metres per unit, got {scale}")
+        if not _SMALLEST_UNIT <= scale <= _LARGEST_UNIT:
+            raise UserError(
+                f"scale must be a positive number of metres per unit, {_SMALLEST_UNIT:g} to {_LARGEST_UNIT:g}, got "
+                f"{scale:g}: give 0.01 for files in centimetres, 0.001 for millimetres"
+            )
         return scale, ""
     leg = float(np.median(legs))
     for shortest, longest, unit, name in _UNITS:
@@ -74,14 +78,16 @@ def scale_features(features: np.ndarray, scale: float, layout: Layout) -> np.nda
     Turns, rotations and contacts stay: what counted as standing when the file was written still does.
 
     Args:
-        features: (..., 12 J - 1).
+        features: (..., 12 J - 1) array or nested lists.
         scale: New units per old unit.
         layout: What they are.
 
     Returns:
-        A new array of the same dtype.
+        A new array of the same dtype, float32 for integers.
     """
-    out = features.copy()
+    out = np.array(features)
+    if out.dtype.kind != "f":
+        out = out.astype(np.float32)
     for name in _SCALED:
         out[..., layout.slices[name]] *= scale
     return out

@@ -32,17 +32,20 @@ def correct_turns(features: np.ndarray, layout: Layout = HUMANML3D) -> tuple[np.
     Files that hold them so already, as ours do, are returned as they are.
 
     Args:
-        features: (T, 12 J - 1), not normalised; whole clips, since only they begin at heading zero.
+        features: (T, 12 J - 1) array or nested lists, not normalised; whole clips, since only they begin at
+            heading zero.
         layout: What they are.
 
     Returns:
-        A new array of the same dtype, and the number of signs that were changed.
+        A new array of the same dtype, float32 for integers, and the number of signs that were changed.
 
     Raises:
         UserError: The shape is another, or a value is not finite.
     """
     turns = check_features(features, layout)[:, 0]
-    corrected = features.copy()
+    corrected = np.array(features)
+    if corrected.dtype.kind != "f":
+        corrected = corrected.astype(np.float32)
     if len(turns) < 2:
         return corrected, 0
     # What the frames beside say; one of them at the ends.

@@ -1,5 +1,6 @@
 """HumanML3D and KIT-ML folders: written and read again, units, splits, statistics, and everything wrong."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -299,6 +300,63 @@ def test_mistakes_in_the_folder_are_named(clips: list[Clip], folder: Path, tmp_p
         read_folder(folder, on_error="skip")
 
 
+def test_descriptions_and_scales_that_cannot_be_are_named(clips: list[Clip], folder: Path):
+    text = folder / "texts" / f"{clips[0].name}.txt"
+    text.write_text("walks#walk/VERB#5#1\n")
+    with pytest.raises(UserError, match="line 1: a part from 5 s cannot end at 1 s"):
+        read_folder(folder)
+    skipped = read_folder(folder, on_error="skip")
+    assert [clip.name for clip in skipped.clips] == sorted(clip.name for clip in clips[1:])
+    assert skipped.notes[0].startswith(f"skipped: {text}: line 1: ")
+    text.unlink()
+    with pytest.raises(UserError, match=r"scale must be .* 1e-06 to 1000, got 1e\+300"):
+        read_folder(folder, scale=1e300)
+
+
+@pytest.mark.parametrize(
+    ("stem", "value", "message"),
+    [
+        ("Mean", np.nan, "1 of 263 values are NaN or infinity, first in column 7"),
+        ("Std", np.inf, "1 of 263 values are NaN or infinity, first in column 7"),
+        ("Std", -1.0, "1 of 263 standard deviations are not positive, first -1 in column 7"),
+        ("Std", 0.0, "1 of 263 standard deviations are not positive, first 0 in column 7"),
+    ],
+)
+def test_statistics_that_are_none_are_named(folder: Path, stem: str, value: float, message: str):
+    values = np.load(folder / f"{stem}.npy")
+    values[7] = value
+    np.save(folder / f"{stem}.npy", values)
+    with pytest.raises(UserError, match=rf"{stem}\.npy: {message}"):
+        read_folder(folder)
+
+
+def test_an_empty_file_of_joints_is_named(clips: list[Clip], folder: Path):
+    shutil.rmtree(folder / "new_joint_vecs")
+    # First of all files: what is damaged must not decide the layout of the others.
+    np.save(folder / "new_joints" / "0.npy", np.zeros((0, 21, 3)))
+    with pytest.raises(UserError, match=r"0\.npy: holds no frames: expected KIT-ML's joints \(frames, 21, 3\)"):
+        read_folder(folder)
+    read = read_folder(folder, on_error="skip")
+    assert [clip.name for clip in read.clips] == sorted(clip.name for clip in clips)
+
+
+def test_features_are_checked_and_corrected_wherever_they_lie(tmp_path: Path):
+    pose = generate_clips(7, seed=0)[6].joints[0].astype(np.float64)
+    joints = (pose - pose[0] * [1, 0, 1]) @ np.swapaxes(yaw_matrix(np.linspace(0, 4.0, 100)), -1, -2)
+    place = tmp_path / "new_joints"
+    place.mkdir()
+    published = joints_to_features(joints, turns="published")
+    np.save(place / "a.npy", published)
+    read = read_folder(tmp_path)
+    assert not any("computed from joints" in note for note in read.notes)
+    np.testing.assert_allclose(read.clips[0].features, joints_to_features(joints), atol=1e-7)
+    np.save(place / "b.npy", joints)
+    assert read_folder(tmp_path).notes[0].endswith("features were computed from joints in 1 of 2 clips")
+    np.save(place / "a.npy", published * 2)
+    with pytest.raises(UserError, match=r"a\.npy: columns 67 to 192 are no rotations"):
+        read_folder(tmp_path)
+
+
 def test_mistakes_in_what_to_write_are_named_and_leave_nothing(clips: list[Clip], folder: Path, tmp_path: Path):
     good = vector_clip(clips[0])
 
@@ -309,10 +367,26 @@ def test_mistakes_in_what_to_write_are_named_and_leave_nothing(clips: list[Clip]
 
     refused([], "no clips to write")
     refused([good, good], "2 clips are called")
-    refused([VectorClip("a/b", good.features)], "is no name of a file")
+    for name in ("a/b", "../../evil", "..", ".", "", " a", "a ", "a\nb", "a.npy"):
+        refused([VectorClip(name, good.features)], "is no name of a file")
+    for name in ("Mean", "std"):
+        refused([VectorClip(name, good.features)], f"'{name}' is what a file of statistics is called")
+    for split in ("../../evil", "..", " train"):
+        one = VectorClip("b", good.features, split=split)
+        refused([VectorClip("a", good.features), one], r"clip 'b': its split '.*' is no name of a file: rename it")
     refused([VectorClip("a", good.features[:, :251])], r"\(frames, 263\)")
     refused([VectorClip("a", good.features, (Caption("walks # fast"),))], "holds '#'")
     refused([VectorClip("a", good.features, split="test")], "no clip is in the split 'train'")
+    ones = np.ones(263)
+    for mean, std, message in (
+        (ones[:251], ones, r"new: mean: expected the shape \(263,\), got \(251,\)"),
+        (ones, ones[None], r"new: std: expected the shape \(263,\), got \(1, 263\)"),
+        (ones * np.nan, ones, "new: mean: 263 of 263 values are NaN or infinity"),
+        (ones, 0 * ones, "new: std: 263 of 263 standard deviations are not positive"),
+    ):
+        with pytest.raises(UserError, match=message):
+            write_folder(tmp_path / "new", [good], statistics=(mean, std))
+        assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match="exists and is not an empty folder"):
         write_folder(folder, [good])
 

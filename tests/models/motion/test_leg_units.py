@@ -35,9 +35,9 @@ def test_what_is_no_leg_is_refused_with_the_remedy(leg):
     assert metres_per_unit([leg], HUMANML3D, scale=0.3) == (0.3, "")
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf"), 1e300, 1e4, 1e-7])
 def test_impossible_scales_are_refused(scale):
-    with pytest.raises(UserError, match="scale must be a positive number of metres per unit"):
+    with pytest.raises(UserError, match="scale must be a positive number of metres per unit, 1e-06 to 1000, got "):
         metres_per_unit([1.0], KIT_ML, scale=scale)
 
 
@@ -58,3 +58,11 @@ def test_scaled_features_are_those_of_the_scaled_body():
     np.testing.assert_allclose(
         joints_from_ric(scaled, KIT_ML), 640 * joints_from_ric(features, KIT_ML), rtol=1e-4, atol=1e-2
     )
+
+
+@pytest.mark.parametrize("given", [np.ones((2, 251), dtype=np.int64), [[1] * 251] * 2])
+def test_integers_are_scaled_as_float32(given):
+    scaled = scale_features(given, 0.5, KIT_ML)
+    assert scaled.dtype == np.float32
+    np.testing.assert_array_equal(scaled[:, :4], [[1, 0.5, 0.5, 0.5]] * 2)
+    np.testing.assert_array_equal(given, np.ones((2, 251)))

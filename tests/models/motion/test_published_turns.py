@@ -65,3 +65,15 @@ def test_the_note_counts():
     assert turns_note([]) == []
     (note,) = turns_note([1, 3])
     assert note.startswith("in 2 clips 4 turns had the wrong sign")
+
+
+def test_lists_and_integers_are_taken():
+    features = joints_to_features(spinning(np.linspace(0, 4, 100)), turns="published")
+    expected, count = correct_turns(features)
+    corrected, found = correct_turns(features.tolist())
+    assert found == count == 1
+    np.testing.assert_array_equal(corrected, expected)
+    for dtype in (np.int64, np.uint8):
+        corrected, found = correct_turns(np.ones((5, 263), dtype=dtype))
+        assert (corrected.dtype, found) == (np.float32, 0)
+        np.testing.assert_array_equal(corrected, np.ones((5, 263)))
