@@ -91,11 +91,12 @@ def parse(rows: Iterable[Mapping[str, str]]) -> list[Measured]:
             )
         if row["schema"] != SCHEMA:
             raise ValueError(f"row {number} holds schema {row['schema']!r}, this version reads {SCHEMA!r}")
+        sizes = {name: int(_number(row, name, number, positive=True)) for name in "GNKDQ"}
         found.append(
             Measured(
                 op=row["op"],
                 pass_=row["pass"],
-                shape=Shape(row["shape"], *(int(_number(row, name, number, positive=True)) for name in "GNKDQ")),
+                shape=Shape(row["shape"], sizes["G"], sizes["N"], sizes["K"], sizes["D"], sizes["Q"]),
                 dtype=row["dtype"],
                 impl=row["impl"],
                 precision=row["precision"],

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,7 +72,8 @@ class Axis(NamedTuple):
 
     def shape(self, size: int) -> Shape:
         """The shape at one size."""
-        return self.base._replace(**{"name": f"{self.letter} = {size:,}", self.letter: size})
+        grown: dict[str, Any] = {"name": f"{self.letter} = {size:,}", self.letter: size}
+        return self.base._replace(**grown)
 
 
 def doublings(first: int, last: int) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class Shape(NamedTuple):
     def small(self) -> Shape:
         """The same kind of search at a size that takes a moment: for tests of the benchmarks themselves."""
         least = {"G": 4, "N": 128, "K": 64, "D": 32, "Q": 4}
-        sizes = {axis: min(getattr(self, axis), most) for axis, most in least.items()}
+        sizes: dict[str, Any] = {axis: min(getattr(self, axis), most) for axis, most in least.items()}
         return self._replace(name=f"{self.name} (toy)", **sizes)
 
 

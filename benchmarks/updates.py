@@ -60,8 +60,8 @@ def ema_contest(shape: Shape, device: str, *, compiled: bool) -> Contest:
     sums = torch.randn(codebook.shape, generator=random, device=device) * counts.unsqueeze(-1)
     expected, allowed = ema_expected(codebook, sums, counts, sums.double().abs(), 0)
 
-    def state() -> list[Tensor]:
-        return [codebook.clone(), codebook.clone(), torch.ones_like(counts)]
+    def state() -> tuple[Tensor, Tensor, Tensor]:
+        return codebook.clone(), codebook.clone(), torch.ones_like(counts)
 
     def wrong(_: str, found: Tensor) -> int:
         return int(((found - expected).abs() > allowed).any(-1).sum())
