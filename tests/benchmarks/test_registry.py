@@ -137,7 +137,7 @@ def test_a_peer_that_cannot_run_is_left_out_and_named(monkeypatch, caplog):
 
     monkeypatch.setattr(peers, "cdist", full)
     rows = run.run_case(one("nearest"), QUICK)
-    assert "nearest a: torch cdist is left out: out of memory" in caplog.text
+    assert "nearest a (toy): torch cdist is left out: out of memory" in caplog.text
     assert [row.peer for row in rows][:4] == ["", "", "torch textbook", "torch baddbmm"]
     assert "torch cdist" not in {row.peer for row in rows}
 
