@@ -48,9 +48,12 @@ MARGIN = 1.5
 # Besides what rows, codes and indices take themselves: workspaces of threads, and what the allocator rounds up.
 SPARE_MIB = 32
 BLOCK = 65_536  # rows of a stream that come together
-# Blocks that a stream has at once: the one that others are made from, the one in use and the next; k-means also its
-# sample of 256 rows a code, which is as large, that joined with a block, and what is kept of both.
-BLOCKS = {"nearest": 3, "kmeans_stream": 7}
+# Blocks that a stream has at once: the one that others are made from and the one in use; k-means also its sample of
+# 256 rows a code, which is as large, and that joined with a block.
+BLOCKS = {"nearest": 2, "kmeans_stream": 5}
+# From this size on the C library gives freed memory back at once: what is weighed is what is held, and not the holes
+# that blocks leave in its heap as they come and go.
+GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 MATRIX = 2**28  # scores beyond which the peer, which writes them all, is left out
 GATED = 1024  # rows of every search that are compared with the oracle's
 PEER = "torch baddbmm"
@@ -205,7 +208,14 @@ def peaks(key: str) -> dict[tuple[int, str], float | None]:
     checkout = (root / "fastvq" / "_checkout.py").exists()
     command = [sys.executable, "-m", "benchmarks.scaling" if checkout else "fastvq.benchmarks.scaling"]
     command += ["--memory-of", key]
-    found = subprocess.run(command, cwd=root if checkout else None, capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        command,
+        cwd=root if checkout else None,
+        env=os.environ | GIVEN_BACK,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return {(size, who): held for size, who, held in map(json.loads, found.stdout.splitlines())}
 
 
@@ -224,9 +234,9 @@ def growth(costs: Sequence[float]) -> float:
 
 
 def memory_limit(axis: Axis, shape: Shape) -> float:
-    """MiB that a call may add: as much as rows, codes and indices take, and a little; in a stream twice the blocks
-    that are there at once, since those that come and go leave holes between results that stay."""
-    held = shape._replace(N=2 * BLOCKS[axis.op] * BLOCK) if axis.stream else shape
+    """MiB that a call may add: as much as rows, codes and indices take, in a stream those of the blocks that are there
+    at once, and a little."""
+    held = shape._replace(N=BLOCKS[axis.op] * BLOCK) if axis.stream else shape
     return held.io_bytes / 2**20 + SPARE_MIB
 
 

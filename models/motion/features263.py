@@ -26,6 +26,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from fastvq.models.errors import UserError
+from fastvq.models.motion.finite import check_finite
 from fastvq.models.motion.layout263 import HUMANML3D, Layout
 from fastvq.models.motion.rotation import matrix_from_6d, normalise, rotation_between, yaw_matrix
 
@@ -210,7 +211,7 @@ def check_features(features: np.ndarray, layout: Layout = HUMANML3D) -> np.ndarr
             f"{layout.name}'s features must have the shape (frames, {layout.width}) with at least one frame, got "
             f"{values.shape}"
         )
-    _check_finite("features", values)
+    check_finite("features", values)
     return values
 
 
@@ -269,7 +270,7 @@ def _checked_joints(joints: np.ndarray, layout: Layout, *, least: int) -> np.nda
             f"{layout.name}'s joints must have the shape (frames, {layout.joints}, 3) with at least {frames}, got "
             f"{points.shape}"
         )
-    _check_finite("joints", points)
+    check_finite("joints", points)
     return points
 
 
@@ -281,12 +282,3 @@ def _checked_lengths(lengths: np.ndarray, layout: Layout) -> np.ndarray:
             f"{values.shape}: take those of bone_lengths"
         )
     return values
-
-
-def _check_finite(name: str, values: np.ndarray) -> None:
-    bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
-    if bad.any():
-        raise UserError(
-            f"{name} must be finite, got NaN or infinity in {int(bad.sum())} of {len(bad)} frames, first in "
-            f"frame {int(bad.argmax())}: cut these frames out"
-        )

@@ -24,6 +24,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from fastvq.models.errors import UserError
+from fastvq.models.motion.finite import check_finite
 from fastvq.models.motion.rotation import (
     matrix_from_6d,
     matrix_to_6d,
@@ -302,7 +303,7 @@ def _checked_motion(joints: np.ndarray, rotations: np.ndarray | None) -> tuple[n
         raise UserError(
             f"joints must have the shape (frames, {NUM_JOINTS}, 3) with at least one frame, got {points.shape}"
         )
-    _check_finite("joints", points)
+    check_finite("joints", points)
     if rotations is None:
         return points, None
     turns = np.asarray(rotations, dtype=np.float64)
@@ -311,7 +312,7 @@ def _checked_motion(joints: np.ndarray, rotations: np.ndarray | None) -> tuple[n
             f"rotations must have the shape {(len(points), NUM_JOINTS, 3, 3)} to go with these joints, "
             f"got {turns.shape}"
         )
-    _check_finite("rotations", turns)
+    check_finite("rotations", turns)
     return points, turns
 
 
@@ -320,14 +321,5 @@ def _checked_features(features: np.ndarray) -> np.ndarray:
     values = np.array(features, dtype=np.float64)
     if values.ndim != 2 or values.shape[1] != WIDTH or not len(values):
         raise UserError(f"features must have the shape (frames, {WIDTH}) with at least one frame, got {values.shape}")
-    _check_finite("features", values)
+    check_finite("features", values)
     return values
-
-
-def _check_finite(name: str, values: np.ndarray) -> None:
-    bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
-    if bad.any():
-        raise UserError(
-            f"{name} must be finite, got NaN or infinity in {int(bad.sum())} of {len(bad)} frames, first in "
-            f"frame {int(bad.argmax())}: cut these frames out"
-        )
