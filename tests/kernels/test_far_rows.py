@@ -8,6 +8,11 @@ from fastvq.kernels import cpu, reference, tiled
 APART = 2**30 + 7  # elements; the third row begins beyond 2^31
 
 
+@pytest.fixture(params=[cpu, tiled], ids=["cpu", "tiled"])
+def impl(request):
+    return request.getfixturevalue("compiled") if request.param is cpu else request.param
+
+
 def far(values):
     """The rows of a (N, D) tensor, each APART elements after the one before."""
     rows, dim = values.shape
@@ -20,11 +25,8 @@ def far(values):
     return view
 
 
-@pytest.mark.parametrize("impl", [cpu, tiled], ids=["cpu", "tiled"])
 @pytest.mark.parametrize("dim", [8, 40])
 def test_rows_and_codes(impl, dim):
-    if impl is cpu and cpu.unavailable_reason() is not None:
-        pytest.skip(cpu.unavailable_reason())
     torch.manual_seed(dim)
     x = far(torch.randn(4, dim, dtype=torch.float16))[None, None]
     codes = torch.randn(1, 5, dim)
@@ -37,10 +39,7 @@ def test_rows_and_codes(impl, dim):
     assert int(counts.sum()) == 4
 
 
-@pytest.mark.parametrize("impl", [cpu, tiled], ids=["cpu", "tiled"])
 def test_codebooks_of_a_stack(impl):
-    if impl is cpu and cpu.unavailable_reason() is not None:
-        pytest.skip(cpu.unavailable_reason())
     torch.manual_seed(0)
     stages = far(torch.randn(3, 4 * 6)).unflatten(1, (4, 6))[None]
     indices = torch.randint(0, 4, (1, 1, 9, 3))

@@ -13,12 +13,10 @@ from scipy.spatial.transform import Rotation
 from fastvq.models.errors import UserError
 from fastvq.models.motion.bvh import read_bvh, write_bvh
 from fastvq.models.motion.features272 import joints_to_rotations
-from fastvq.models.motion.placement import body_length, guess_scale, place
+from fastvq.models.motion.placement import place
 from fastvq.models.motion.skeleton import (
     CHILDREN,
     JOINT_NAMES,
-    PARENTS,
-    REST_DIRECTIONS,
     forward_kinematics,
 )
 
@@ -47,24 +45,6 @@ Frame Time: 0.0333333
 5 4 6   0 0 0   0 0 0    0 0
 1 2 3   90 0 0  0 90 0   0.5 -90
 """
-
-
-def rest_body(height=1.0):
-    """(22, 3) offsets of a plausible body; ``height`` scales it."""
-    lengths = np.full(22, 0.12)
-    lengths[[4, 5, 7, 8]] = 0.42
-    lengths[[18, 19, 20, 21]] = 0.26
-    lengths[0] = 0.0
-    return REST_DIRECTIONS * lengths[:, None] * height
-
-
-def moving_body(frames=40, seed=0, offsets=None):
-    """(T, 22, 3) joints of a rigid body in smooth motion, and the rotations that made them."""
-    rng = np.random.default_rng(seed)
-    wave = np.sin(np.linspace(0, 4, frames)[:, None, None] + rng.uniform(0, 6, size=(22, 3)))
-    rotations = Rotation.from_rotvec((0.4 * wave).reshape(-1, 3)).as_matrix().reshape(frames, 22, 3, 3)
-    root = np.linspace([0, 0.95, 0], [1.0, 1.05, 2.0], frames)
-    return forward_kinematics(rest_body() if offsets is None else offsets, rotations, root), rotations
 
 
 def save(folder: Path, text: str, name="take.bvh") -> Path:
@@ -167,7 +147,7 @@ def test_a_file_in_which_nothing_moves_is_refused(tmp_path, frames):
         read_bvh(save(tmp_path, text))
 
 
-def test_absurd_sizes_are_refused_without_a_warning(tmp_path):
+def test_absurd_sizes_are_refused_without_a_warning(tmp_path, moving_body):
     joints, _ = moving_body(frames=3)
     write_bvh(tmp_path / "a.bvh", joints, 30)
     motion = read_bvh(tmp_path / "a.bvh")
@@ -192,7 +172,7 @@ def test_files_that_are_no_text_are_refused(tmp_path, content, message):
         read_bvh(path)
 
 
-def test_cut_off_anywhere_a_file_is_refused(tmp_path):
+def test_cut_off_anywhere_a_file_is_refused(tmp_path, moving_body):
     joints, _ = moving_body(frames=3)
     whole = tmp_path / "whole.bvh"
     write_bvh(whole, joints, 30)
@@ -203,7 +183,7 @@ def test_cut_off_anywhere_a_file_is_refused(tmp_path):
             read_bvh(save(tmp_path, text[:end]))
 
 
-def test_a_rigid_body_needs_no_position_channels_but_the_root(tmp_path):
+def test_a_rigid_body_needs_no_position_channels_but_the_root(tmp_path, moving_body):
     joints, _ = moving_body()
     path = tmp_path / "out.bvh"
     write_bvh(path, joints, 24)
@@ -217,7 +197,7 @@ def test_a_rigid_body_needs_no_position_channels_but_the_root(tmp_path):
     assert list(back.report.sources.values()) == list(JOINT_NAMES)
 
 
-def test_given_rotations_are_written_and_come_back(tmp_path):
+def test_given_rotations_are_written_and_come_back(tmp_path, moving_body):
     joints, rotations = moving_body()
     path = tmp_path / "out.bvh"
     write_bvh(path, joints, 30, rotations=rotations)
@@ -229,7 +209,7 @@ def test_given_rotations_are_written_and_come_back(tmp_path):
     assert path.read_text().count("CHANNELS 6") == 1
 
 
-def test_bones_that_vary_get_position_channels(tmp_path):
+def test_bones_that_vary_get_position_channels(tmp_path, moving_body):
     joints, _ = moving_body()
     joints = joints.copy()
     joints[:, 20] += np.linspace(0, 0.05, len(joints))[:, None]
@@ -242,7 +222,7 @@ def test_bones_that_vary_get_position_channels(tmp_path):
 
 
 @pytest.mark.parametrize("tolerance", [1e-4, 1e-2])
-def test_no_joint_is_off_by_more_than_the_tolerance(tmp_path, tolerance):
+def test_no_joint_is_off_by_more_than_the_tolerance(tmp_path, tolerance, moving_body):
     joints, _ = moving_body()
     noisy = joints + np.random.default_rng(1).normal(scale=tolerance / 3, size=joints.shape)
     path = tmp_path / "out.bvh"
@@ -253,7 +233,7 @@ def test_no_joint_is_off_by_more_than_the_tolerance(tmp_path, tolerance):
 
 
 @pytest.mark.parametrize("frames", [1, 2, 7])
-def test_short_and_degenerate_bodies_are_written(tmp_path, frames):
+def test_short_and_degenerate_bodies_are_written(tmp_path, frames, moving_body):
     joints, _ = moving_body(frames=frames)
     joints = joints.copy()
     joints[:, [13, 14]] = joints[:, [12]]
@@ -262,7 +242,7 @@ def test_short_and_degenerate_bodies_are_written(tmp_path, frames):
     assert np.abs(place(read_bvh(path)).joints - joints).max() < 1e-5
 
 
-def test_gimbal_lock_is_written_without_a_warning(tmp_path):
+def test_gimbal_lock_is_written_without_a_warning(tmp_path, rest_body):
     rotations = np.broadcast_to(np.eye(3), (5, 22, 3, 3)).copy()
     rotations[:, 16] = Rotation.from_euler("ZXY", [20, 90, 0], degrees=True).as_matrix()
     joints = forward_kinematics(rest_body(), rotations, np.zeros((5, 3)))
@@ -288,7 +268,7 @@ def test_wrong_arrays_are_refused_and_nothing_is_written(tmp_path, joints, optio
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, moving_body):
     path = save(tmp_path, "old", "out.bvh")
 
     def full(self, *_args, **_options):
@@ -303,83 +283,6 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
         write_bvh(path, joints, 30)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize(
-    ("unit", "scale"),
-    [("metres", 1.0), ("CMU units", 0.0254 / 0.45), ("inches", 0.0254), ("cm", 0.01), ("mm", 0.001)],
-)
-@pytest.mark.parametrize("height", [0.8, 1.0, 1.15])
-def test_the_unit_is_told_from_the_size_of_the_body(tmp_path, unit, scale, height):
-    joints, _ = moving_body(frames=4, offsets=rest_body(height))
-    assert 1.0 < body_length(joints) < 1.9
-    assert guess_scale(joints / scale) == (scale, unit)
-    write_bvh(tmp_path / "out.bvh", joints / scale, 30)
-    placed = place(read_bvh(tmp_path / "out.bvh"))
-    np.testing.assert_allclose(placed.joints, joints, atol=1e-4)
-    assert placed.notes == []
-
-
-def test_scale_and_up_axis_can_be_given_and_odd_sizes_are_noted(tmp_path):
-    joints, _ = moving_body(frames=4)
-    path = tmp_path / "out.bvh"
-    write_bvh(path, joints * 7, 30)
-    assert "no grown body: give the scale" in place(read_bvh(path)).notes[0]
-    placed = place(read_bvh(path), scale=1 / 7)
-    np.testing.assert_allclose(placed.joints, joints, atol=1e-5)
-    assert placed.notes == []
-    with pytest.raises(UserError, match="scale must be a positive number of metres per unit, got -1"):
-        place(read_bvh(path), scale=-1)
-    with pytest.raises(UserError, match="up axis must be 'y' or 'z', got 'x'"):
-        place(read_bvh(path), up_axis="x")
-
-
-def z_up_bvh(joints):
-    """A BVH with Z up: every joint moved by position channels, so that the rest pose can be anything."""
-    turned = np.stack([joints[..., 0], -joints[..., 2], joints[..., 1]], axis=-1)
-    lines = ["HIERARCHY"]
-
-    def add(joint, depth):
-        parent = PARENTS[joint]
-        offset = turned[0, joint] - (turned[0, parent] if joint else 0)
-        lines.append(
-            f"{'JOINT' if joint else 'ROOT'} {JOINT_NAMES[joint]}\n{{\nOFFSET {' '.join(map(repr, offset.tolist()))}"
-        )
-        lines.append("CHANNELS 3 Xposition Yposition Zposition")
-        columns.append(turned[:, joint] - (turned[:, parent] if joint else 0))
-        for child in CHILDREN[joint]:
-            add(child, depth + 1)
-        lines.append("End Site\n{\nOFFSET 0 0 0\n}\n}" if not CHILDREN[joint] else "}")
-
-    columns: list[np.ndarray] = []
-    add(0, 0)
-    rows = np.concatenate(columns, axis=1)
-    lines += [
-        "MOTION",
-        f"Frames: {len(rows)}",
-        "Frame Time: 0.05",
-        *(" ".join(map(repr, row)) for row in rows.tolist()),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def test_z_up_is_noticed_and_turned(tmp_path):
-    joints, _ = moving_body()
-    path = save(tmp_path, z_up_bvh(joints))
-    placed = place(read_bvh(path))
-    np.testing.assert_allclose(placed.joints, joints, atol=1e-6)
-    assert "taken as Z up" in placed.notes[0]
-    np.testing.assert_allclose(place(read_bvh(path), up_axis="z").joints, joints, atol=1e-6)
-    as_it_is = place(read_bvh(path), up_axis="y").joints
-    np.testing.assert_allclose(as_it_is[..., 2], joints[..., 1], atol=1e-6)
-
-
-def test_somebody_who_lies_down_does_not_change_the_axes(tmp_path):
-    joints, _ = moving_body()
-    lying = Rotation.from_euler("X", 90, degrees=True).apply(joints.reshape(-1, 3)).reshape(joints.shape)
-    path = tmp_path / "out.bvh"
-    write_bvh(path, lying, 30)
-    np.testing.assert_allclose(place(read_bvh(path)).joints, lying, atol=1e-5)
 
 
 def test_real_files_come_back_within_a_millimetre(mocap, tmp_path):
@@ -450,7 +353,7 @@ def test_real_files_are_read_as_the_format_says(mocap):
             np.testing.assert_allclose(position, expected[joint], atol=1e-12)
 
 
-def test_written_rotations_are_those_of_the_features(tmp_path):
+def test_written_rotations_are_those_of_the_features(tmp_path, moving_body):
     joints, _ = moving_body()
     path = tmp_path / "out.bvh"
     write_bvh(path, joints, 30)
