@@ -21,6 +21,7 @@ COMMANDS = {
     "encode": "turn motions into a file of tokens",
     "decode": "turn a file of tokens back into motions, as BVH or joint arrays",
     "evaluate": "measure how well a tokenizer keeps motions",
+    "reproduce": "train what a paper compares, and set its claims beside the measurements",
     "render": "show motions or tokens as a page with moving skeletons, or as a GIF",
     "bench": "measure every op and module beside other libraries, with what the hardware allows",
     "tune": "measure launch configurations on a GPU, and keep what is faster than the table",

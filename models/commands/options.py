@@ -12,6 +12,7 @@ import tyro
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(optional)")]
 OptionalText = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(optional)")]
 OptionalNumber = Annotated[float | None, tyro.conf.arg(metavar="NUMBER", help_behavior_hint="(optional)")]
+OptionalInteger = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(optional)")]
 OptionalPair = Annotated[
     tuple[Path, Path] | None, tyro.conf.arg(metavar="PATH PATH", help_behavior_hint="(optional)")
 ]
@@ -111,6 +112,29 @@ class Evaluate:
     """auto, cpu, cuda or cuda:N."""
     overwrite: bool = False
     """Replace --json if it exists."""
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Test a paper's claims: train what they compare, measure it on the test split, write claim beside measurement.
+
+    Writes claims_SYSTEM.md and claims_SYSTEM.csv. A run that --out holds already is not trained again, so that the
+    same command goes on after Ctrl-C. Without --data the motions are made up.
+    """
+
+    system: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SYSTEM", help="Whose claims: s3.")]
+    data: OptionalPath = None
+    """Motions with a train and a test split: a file or folder, as fastvq train takes them."""
+    out: OptionalPath = None
+    """Folder of the runs and tables; runs/reproduce-SYSTEM if absent."""
+    steps: OptionalInteger = None
+    """Optimizer steps of every run; if absent, what takes about 90 seconds on one thread."""
+    width: OptionalInteger = None
+    """Channels of every run's convolutions."""
+    seeds: tuple[int, ...] = ()
+    """Seeds, each a run of everything; three if absent."""
+    quick: bool = False
+    """Toy sizes: whether everything runs. The verdicts mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +242,7 @@ _COMMANDS = {
     "encode": Encode,
     "decode": Decode,
     "evaluate": Evaluate,
+    "reproduce": Reproduce,
     "render": Render,
     "bench": Bench,
     "tune": Tune,

@@ -29,6 +29,7 @@ def evaluate(
     *,
     batch_size: int = 16,
     seed: int = 0,
+    streams: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Encodes and decodes whole clips and compares them with themselves.
@@ -43,6 +44,8 @@ def evaluate(
         clips: the motions, of any split, at least 4 frames each.
         batch_size: how many are encoded at once.
         seed: of the shuffling.
+        streams: decode only the first so many tokens of each latent, where the model can do without the others (the
+            last stages of a residual stack); all if absent.
         progress: called with the number of clips done and the number of clips.
 
     Returns:
@@ -57,15 +60,20 @@ def evaluate(
         tokens_per_second, encode_seconds: speed of encoding.
 
     Raises:
-        UserError: no clips.
+        UserError: no clips, or more streams than the model has.
     """
     if not clips:
         raise UserError("there is no clip to evaluate: choose another split or give more data")
     check_integer("batch_size", batch_size, 1)
+    if streams is None:
+        streams = model.config.streams
+    check_integer("streams", streams, 1)
+    if streams > model.config.streams:
+        raise UserError(f"streams must be at most the {model.config.streams} of the model, got {streams}")
     was_training = model.training
     model.eval()
     try:
-        return _Evaluation(model, clips, batch_size, seed, progress).run()
+        return _Evaluation(model, clips, batch_size, seed, streams, progress).run()
     finally:
         model.train(was_training)
 
@@ -77,9 +85,11 @@ class _Evaluation:
         clips: Sequence[FeatureClip],
         batch_size: int,
         seed: int,
+        streams: int,
         progress: Callable[[int, int], None] | None,
     ) -> None:
         self.model, self.batch_size, self.seed, self.progress = model, batch_size, seed, progress
+        self.streams = streams
         self.clips = sorted(clips, key=lambda clip: len(clip.features))
         self.device = model.mean.device
         self.mean = model.mean.cpu().numpy()
@@ -123,7 +133,7 @@ class _Evaluation:
             "clips": len(self.clips),
             "frames": frames,
             "latents": sum(latents),
-            "tokens": sum(latents) * self.model.config.streams,
+            "tokens": sum(latents) * self.streams,
             "tokens_per_second": sum(latents) * self.model.config.streams / seconds,
             "encode_seconds": seconds,
         }
@@ -137,6 +147,7 @@ class _Evaluation:
         for index in range(0, len(features), self.batch_size):
             part = features[index : index + self.batch_size]
             found = self.model.encode_batch(part, batch_size=self.batch_size).cpu()
+            found[self.streams :] = -1
             lengths = [-(-len(motion) // self.model.config.downsample) for motion in part]
             tokens += [found[:, row, :length] for row, length in enumerate(lengths)]
         return tokens, time.perf_counter() - start

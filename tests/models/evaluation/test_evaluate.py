@@ -8,7 +8,10 @@ import torch.nn.functional as F
 from fastvq.models.errors import UserError
 from fastvq.models.evaluation.evaluate import evaluate
 from fastvq.models.evaluation.metrics import joint_errors
+from fastvq.models.motion.feature_formats import format_of
 from fastvq.models.motion.features272 import SLICES, features_to_joints
+from fastvq.models.tokenizers.residual_vqvae import ResidualVQVAE, ResidualVQVAEConfig
+from fastvq.models.training.data import FeatureClip
 
 
 @pytest.fixture
@@ -87,3 +90,26 @@ def test_progress_counts_clips(tiny_model, clips):
 def test_nothing_to_evaluate_is_an_error(tiny_model):
     with pytest.raises(UserError, match="there is no clip to evaluate"):
         evaluate(tiny_model, [])
+
+
+def test_the_first_streams_alone():
+    config = ResidualVQVAEConfig(width=16, output_dim=8, stages=3, codebook_size=8, depth=1)
+    model = ResidualVQVAE(config).train()
+    motion = np.random.default_rng(0).normal(size=(64, 263)).astype(np.float32)
+    with torch.no_grad():
+        model(motion)
+    clip = FeatureClip("clip", motion, format_of(263).to_joints(motion))
+    results = {streams: evaluate(model, [clip], streams=streams) for streams in (1, 2, 3, None)}
+    assert results[3]["recon_smooth_l1"] == results[None]["recon_smooth_l1"]
+    for streams in (1, 2):
+        tokens = model.eval().encode(motion)
+        tokens[streams:] = -1
+        decoded = model.normalise(model.decode(tokens)[0])
+        wanted = F.smooth_l1_loss(decoded, model.normalise(torch.from_numpy(motion)))
+        assert results[streams]["recon_smooth_l1"] == pytest.approx(float(wanted), rel=1e-4)
+        assert results[streams]["tokens"] == 16 * streams
+        assert results[streams]["perplexity_per_stage"][streams:] == [0.0] * (3 - streams)
+    assert len({result["mpjpe_mm"] for result in results.values()}) == 3
+    for wrong, complaint in ((4, "at most the 3 of the model"), (0, "at least 1")):
+        with pytest.raises(UserError, match=complaint):
+            evaluate(model, [clip], streams=wrong)

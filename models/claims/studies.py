@@ -1,0 +1,23 @@
+"""The systems whose claims can be tested: each is a module of this folder with a ``STUDY``."""
+
+from __future__ import annotations
+
+import importlib
+
+from fastvq.models.claims.study import Study
+from fastvq.models.errors import UserError
+
+# A module here, claims/<name>.py, that holds STUDY = Study("<name>", ...), is added by its name.
+NAMES = ("s3",)
+
+
+def study(name: str) -> Study:
+    """The study of a system.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in NAMES:
+        raise UserError(f"there are no claims of {name!r} to test: the systems are {', '.join(NAMES)}")
+    found: Study = importlib.import_module(f"fastvq.models.claims.{name}").STUDY
+    return found

@@ -1,0 +1,139 @@
+"""``fastvq reproduce``: a system's claims beside what training it here says of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import platform
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fastvq.models.claims.runner import COLUMNS, reproduce
+from fastvq.models.claims.studies import study as find_study
+from fastvq.models.claims.study import Study
+from fastvq.models.claims.verdict import judge, markdown
+from fastvq.models.commands import common
+from fastvq.models.commands.options import Reproduce
+from fastvq.models.errors import UserError
+from fastvq.models.motion.procedural import generate_clips
+from fastvq.models.storage import write_text
+from fastvq.models.tokenizers.config import TokenizerConfig, check_integer
+from fastvq.models.training.config import TrainConfig
+from fastvq.models.training.data import FeatureClip
+from fastvq.models.training.environment import device_name
+
+PROCEDURAL_CLIPS = 400
+# Of --quick.
+QUICK_CLIPS, QUICK_STEPS, QUICK_WIDTH = 40, 4, 16
+
+
+def run(command: Reproduce) -> int:
+    """Trains, measures and decides; returns the exit code."""
+    study = find_study(command.system)
+    quick = command.quick
+    steps = command.steps or (QUICK_STEPS if quick else study.steps)
+    width = command.width or (QUICK_WIDTH if quick else study.width)
+    seeds = command.seeds or (study.seeds[:1] if quick else study.seeds)
+    check_integer("--steps", steps, 2)
+    check_integer("--width", width, 1)
+    for seed in seeds:
+        check_integer("--seeds", seed, 0, 2**63 - 1)
+    if len(set(seeds)) != len(seeds):
+        raise UserError(f"--seeds must differ, got {' '.join(map(str, seeds))}")
+    out = Path("runs") / f"reproduce-{study.name}" if command.out is None else command.out
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: give a folder")
+    console = common.make_console()
+    config = study.config(study.runs[0], seed=seeds[0], steps=steps, width=width)
+    clips = _clips(command, config.model, console)
+    rows = []
+    try:
+        for row in reproduce(study, clips, out, seeds=seeds, steps=steps, width=width, console=console):
+            rows.append(row)
+    except KeyboardInterrupt:
+        console.print("The same command goes on from here.")
+        return 130
+    facts = _facts(command, clips, config, seeds)
+    page = markdown(study, rows, facts, _notes(clips, config))
+    table, text = out / f"claims_{study.name}.csv", out / f"claims_{study.name}.md"
+    write_text(table, csv_text(rows))
+    write_text(text, page)
+    _show(study, rows, console)
+    console.print(f"Table:  {text}\nRows:   {table}", markup=False)
+    return 0
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV, a column for each of ``COLUMNS``."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _short(row.get(name, "")) for name in COLUMNS} for row in rows)
+    return text.getvalue()
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _clips(command: Reproduce, model: TokenizerConfig, console: Console) -> list[FeatureClip]:
+    if command.data is not None:
+        return common.read_features(command.data, console, model)
+    console.print(
+        "There is no --data: the motions are made up by a generator, and claims about people's are not tested."
+    )
+    made = generate_clips(QUICK_CLIPS if command.quick else PROCEDURAL_CLIPS, seed=0)
+    return common.prepare(made, console, fps=model.fps, form=model.features)
+
+
+def _facts(
+    command: Reproduce, clips: Sequence[FeatureClip], config: TrainConfig, seeds: Sequence[int]
+) -> dict[str, str]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind = "made-up motions" if command.data is None else "motions"
+    test = sum(clip.split == "test" for clip in clips)
+    words = ["fastvq", "reproduce", command.system, "--data", "MOTIONS"][: 3 if command.data is None else 5]
+    words += ["--steps", str(config.steps), "--width", str(config.model.width), "--seeds", *map(str, seeds)]
+    return {
+        "Data": f"{len(clips)} {kind} at {config.model.fps:g} frames a second, {_minutes(clips, config):.1f} "
+        f"minutes; {test} of them are the test split, which is all that is measured and is never trained on",
+        "Training": f"{config.steps:,} steps of {config.batch_size} windows of {config.window} frames, width "
+        f"{config.model.width}, {config.precision}, AdamW at {config.lr:g}",
+        "Machine": f"{device_name(device)}, {torch.get_num_threads()} "
+        f"{'thread' if torch.get_num_threads() == 1 else 'threads'}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}",
+        "Command": f"`{shlex.join(words)}`",
+    }
+
+
+def _notes(clips: Sequence[FeatureClip], config: TrainConfig) -> list[str]:
+    return [
+        f"the published models were trained on HumanML3D or KIT-ML until they no longer improved; these on "
+        f"{_minutes(clips, config, 'train'):.1f} minutes for {config.steps:,} steps of {config.batch_size} windows, "
+        f"with width {config.model.width}.",
+        "published FIDs are those of the official evaluator, whose features ours does not have: only the direction "
+        "and the ratio of two FIDs say anything beside them.",
+    ]
+
+
+def _minutes(clips: Sequence[FeatureClip], config: TrainConfig, split: str | None = None) -> float:
+    frames = sum(len(clip.features) for clip in clips if split in (None, clip.split))
+    return frames / config.model.fps / 60
+
+
+def _show(study: Study, rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    table = Table(title=study.title, title_justify="left", title_style="bold", pad_edge=False)
+    table.add_column("claim")
+    table.add_column("measured", no_wrap=True, justify="right")
+    table.add_column("", no_wrap=True, style="bold")
+    for claim in study.claims:
+        verdict = judge(claim, rows)
+        ends = [f"{figure:.4g}" for figure in (verdict.measured[:1] + verdict.measured[-1:])]
+        table.add_row(claim.sentence, " → ".join(ends), verdict.outcome)
+    console.print(table, soft_wrap=False)

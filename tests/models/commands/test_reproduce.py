@@ -1,0 +1,51 @@
+"""``fastvq reproduce`` through the command line, in toy sizes."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastvq.models.claims.runner import COLUMNS
+from fastvq.models.claims.studies import study
+
+
+def test_claims_beside_measurements(fastvq: Callable[..., Any], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    outcome = fastvq("reproduce", "s3", "--quick", "--out", out)
+    assert outcome.code == 0
+    assert "the motions are made up" in outcome.out
+    rows = list(csv.DictReader((out / "claims_s3.csv").read_text().splitlines()))
+    assert tuple(rows[0]) == COLUMNS
+    assert len(rows) == sum(len(run.streams) for run in study("s3").runs)
+    assert all(float(row["mpjpe_mm"]) > 0 for row in rows)
+    page = (out / "claims_s3.md").read_text()
+    assert all(claim.sentence in page for claim in study("s3").claims)
+    assert "40 made-up motions at 20 frames a second" in page
+    assert str(tmp_path) not in page
+    again = fastvq("reproduce", "s3", "--quick", "--out", out)
+    assert again.code == 0
+    assert "step 4/4" in outcome.out
+    assert "step 4/4" not in again.out
+    assert (out / "claims_s3.md").read_text() == page
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["s9"], "there are no claims of 's9' to test"),
+        (["s3", "--steps", "1"], "--steps must be an integer of at least 2, got 1"),
+        (["s3", "--seeds", "1", "1"], "--seeds must differ, got 1 1"),
+        (["s3", "--seeds", "-1"], "--seeds must be an integer of at least 0"),
+        (["s3", "--width", "-8"], "--width must be an integer of at least 1"),
+        (["s3", "--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    fastvq: Callable[..., Any], tmp_path: Path, options: list[str], complaint: str
+) -> None:
+    outcome = fastvq("reproduce", *options, "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert complaint in outcome.err
+    assert not list(tmp_path.iterdir())
