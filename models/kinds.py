@@ -10,9 +10,11 @@ from fastvq.models.errors import UserError
 from fastvq.models.tokenizers import pretrained
 from fastvq.models.tokenizers.config import TokenizerConfig
 from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
+from fastvq.models.tokenizers.pose_residual_vqvae import PoseResidualVQVAE
 from fastvq.models.tokenizers.residual_vqvae import ResidualVQVAE
 from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 from fastvq.models.training.config import TrainConfig
+from fastvq.models.training.pose_residual_vqvae import PoseResidualTrainConfig
 from fastvq.models.training.residual_vqvae import ResidualTrainConfig
 
 
@@ -36,6 +38,7 @@ KINDS: dict[str, Kind] = {
     for kind in (
         Kind(MotionVQVAE, TrainConfig, "the multi-group motion VQ-VAE"),
         Kind(ResidualVQVAE, ResidualTrainConfig, "the residual VQ-VAE of T2M-HiFiGPT"),
+        Kind(PoseResidualVQVAE, PoseResidualTrainConfig, "readable pose codes with residual stages"),
     )
 }
 

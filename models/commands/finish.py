@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from fastvq.metrics import code_counts
 from fastvq.models.commands.common import progress_bar, write_json
 from fastvq.models.commands.passes import Reconstruction, encode_clips, reconstruct, spread
 from fastvq.models.commands.results import metrics, print_table, uses
@@ -20,6 +19,7 @@ from fastvq.models.evaluation.evaluate import evaluate
 from fastvq.models.rendering.charts import Series
 from fastvq.models.rendering.report import Curves, Report, Usage, write_report
 from fastvq.models.rendering.scene import Scene, Track
+from fastvq.models.tokenizers.code_use import count_codes
 from fastvq.models.tokenizers.config import TokenizerConfig
 from fastvq.models.tokenizers.token_file import write_tokens
 from fastvq.models.training.data import FeatureClip
@@ -61,7 +61,7 @@ def finish_run(
     print_table(rows, console, f"{len(clips)} held-out clips, after {result.step:,} steps")
     environment = json.loads((result.out / "environment.json").read_text(encoding="utf-8"))
     config = json.loads((result.out / "config.json").read_text(encoding="utf-8"))
-    counts = code_counts(torch.cat([codes.t() for codes in tokens]), model.config.codebook_size)
+    counts = count_codes(torch.cat([codes.t() for codes in tokens]), model.config).cpu().numpy()
     program, *options = shlex.split(environment.pop("command", "")) or ["fastvq"]
     report = Report(
         title="Motion tokenizer",
@@ -69,9 +69,9 @@ def finish_run(
         metrics=rows,
         scenes=[_scene(one, model.config.fps) for one in representative(reconstruct(model, clips))],
         curves=_curves(result.out / "metrics.jsonl", result.terms, model.config),
-        usage=Usage(
-            counts.cpu().numpy(), "the held-out clips", stream=model.config.stream, pooled=model.config.pooled
-        ),
+        usage=Usage(counts, "the held-out clips", stream=model.config.stream, pooled=model.config.pooled)
+        if len(counts)
+        else None,
         config=_settings(config),
         environment=environment,
         command=shlex.join([Path(program).name, *options]),
@@ -127,6 +127,13 @@ def _curves(path: Path, terms: Sequence[str], config: TokenizerConfig) -> list[C
     def line(label: str, key: str) -> Series:
         return Series(label, steps, [row.get(key, float("nan")) for row in rows])
 
+    use = Curves(
+        "Perplexity in training",
+        "perplexity (codes)",
+        [line("perplexity", "perplexity")],
+        log=False,
+        note=f"Codes used evenly by {uses(config)}.",
+    )
     return [
         Curves(
             "Reconstruction loss",
@@ -140,12 +147,6 @@ def _curves(path: Path, terms: Sequence[str], config: TokenizerConfig) -> list[C
             [line(name.replace("_", " "), name) for name in terms],
             note="Mean over each part's own features, before weighting.",
         ),
-        Curves(
-            "Perplexity in training",
-            "perplexity (codes)",
-            [line("perplexity", "perplexity")],
-            log=False,
-            note=f"Codes used evenly by {uses(config)}.",
-        ),
+        *([use] if config.streams > config.parsed else []),
         Curves("Speed", "steps per second", [line("speed", "steps_per_second")], log=False),
     ]

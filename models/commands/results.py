@@ -36,7 +36,7 @@ def metrics(evaluation: Mapping[str, Any], config: TokenizerConfig) -> list[Metr
         evaluation: what :func:`fastvq.models.evaluation.evaluate.evaluate` returned.
         config: of the model.
     """
-    counted = evaluation["tokens"] if config.pooled else evaluation["latents"]
+    counted = evaluation["latents"] * (config.streams - config.parsed if config.pooled else 1)
     whole = "the codebook" if config.pooled else f"a {config.stream}"
     speed = float(f"{evaluation['tokens_per_second']:.3g}")
     shuffled, mean = evaluation["mpjpe_shuffled_tokens_mm"], evaluation["mpjpe_mean_features_mm"]
@@ -48,19 +48,24 @@ def metrics(evaluation: Mapping[str, Any], config: TokenizerConfig) -> list[Metr
             f"{shuffled:.0f} mm with the same tokens in shuffled order, {mean:.0f} mm with the average pose.",
             headline=True,
         ),
-        Metric(
-            "Perplexity",
-            f"{evaluation['perplexity']:.0f} of {config.codebook_size}",
-            f"How many codes are used evenly by {uses(config)}; at most {config.codebook_size}, and no more than the "
-            f"{counted:,} tokens of {whole} that were counted.",
-            headline=True,
-        ),
-        Metric(
-            "Utilisation",
-            f"{evaluation['utilisation']:.1%}",
-            f"Share of the codes that occur at least once, counted for {uses(config)}.",
-            headline=True,
-        ),
+    ]
+    if "perplexity" in evaluation:
+        rows += [
+            Metric(
+                "Perplexity",
+                f"{evaluation['perplexity']:.0f} of {config.codebook_size}",
+                f"How many codes are used evenly by {uses(config)}; at most {config.codebook_size}, and no more than "
+                f"the {counted:,} tokens of {whole} that were counted.",
+                headline=True,
+            ),
+            Metric(
+                "Utilisation",
+                f"{evaluation['utilisation']:.1%}",
+                f"Share of the codes that occur at least once, counted for {uses(config)}.",
+                headline=True,
+            ),
+        ]
+    rows += [
         Metric(
             "Encoding speed",
             f"{number_text(speed)} tokens/s",
@@ -82,7 +87,7 @@ def metrics(evaluation: Mapping[str, Any], config: TokenizerConfig) -> list[Metr
         Metric(f"Loss of {_SLICES[name][0]}", number_text(value), f"The same for {_SLICES[name][1]}.")
         for name, value in evaluation["recon_per_slice"].items()
     ]
-    if config.stream == "stage":
+    if "perplexity_per_stage" in evaluation:
         each = zip(evaluation["perplexity_per_stage"], evaluation["utilisation_per_stage"], strict=True)
         rows += [
             Metric(f"Stage {stage}", f"{perplexity:.0f}, {share:.0%}", "Perplexity and utilisation of this stage.")

@@ -62,10 +62,17 @@ def command(arguments: Sequence[str]) -> type[Train]:
     """
     name = _kind(arguments)
     # The settings by the names that they have on the command line.
+    kind = KINDS[name].tokenizer.config_class
     model = dataclasses.make_dataclass(
         "ModelOptions",
-        [("codebook_size", Annotated[int, tyro.conf.arg(name="codes", help="Codes in each codebook.")], 512)],
-        bases=(KINDS[name].tokenizer.config_class,),
+        [
+            (
+                "codebook_size",
+                Annotated[int, tyro.conf.arg(name="codes", help="Codes in each codebook.")],
+                kind.codebook_size,
+            )
+        ],
+        bases=(kind,),
         frozen=True,
     )
     options = dataclasses.make_dataclass(

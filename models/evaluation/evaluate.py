@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastvq import metrics
 from fastvq.models.errors import UserError
 from fastvq.models.evaluation.metrics import acceleration_errors, joint_errors
-from fastvq.models.tokenizers.code_use import code_use
+from fastvq.models.tokenizers.code_use import code_use, count_codes
 from fastvq.models.tokenizers.config import check_integer
 from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 from fastvq.models.training.data import FeatureClip
@@ -53,8 +52,8 @@ def evaluate(
         recon_per_slice: the same for each kind of features.
         mpjpe_mm, accel_error_mm: joint error, and error of its second difference (per frame^2).
         mpjpe_shuffled_tokens_mm, mpjpe_mean_features_mm: joint errors of the baselines.
-        perplexity, utilisation: of the codes of all clips, means over the codebooks; one that residual stages share
-            is counted over all of them.
+        perplexity, utilisation: of the learned codes of all clips, means over the codebooks; one that residual stages
+            share is counted over all of them.
         perplexity_per_group, utilisation_per_group: of each group; for residual stages ``_per_stage``.
         clips, frames, tokens, latents: how many; a latent has one token for each group or stage.
         tokens_per_second, encode_seconds: speed of encoding.
@@ -98,7 +97,7 @@ class _Evaluation:
     def run(self) -> dict[str, Any]:
         tokens, seconds = self._encode()
         latents = [-(-len(clip.features) // self.model.config.downsample) for clip in self.clips]
-        counts = metrics.code_counts(torch.cat([row.t() for row in tokens]), self.model.config.codebook_size)
+        counts = count_codes(torch.cat([row.t() for row in tokens]), self.model.config)
         frames = sum(len(clip.features) for clip in self.clips)
         smooth_l1 = torch.zeros(self.model.config.input_dim, dtype=torch.float64)
         joint, acceleration = _Mean(), _Mean()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -53,12 +55,12 @@ def motion(
     return checked if checked.ndim == 3 else checked.unsqueeze(0)
 
 
-def tokens(values: Tensor | np.ndarray, streams: int, codebook_size: int) -> Tensor:
+def tokens(values: Tensor | np.ndarray, sizes: Sequence[int]) -> Tensor:
     """Valid tokens as (streams, B, T') int64.
 
     Args:
-        values: (streams, B, T') or (streams, T') integers in [-1, codebook_size).
-        streams, codebook_size: of the model.
+        values: (streams, B, T') or (streams, T') integers, each in [-1, size of its stream).
+        sizes: codes of each stream of the model.
 
     Raises:
         UserError: another type or shape, or codes that the model does not have.
@@ -71,11 +73,19 @@ def tokens(values: Tensor | np.ndarray, streams: int, codebook_size: int) -> Ten
     checked = checked.long()
     if checked.ndim == 2:
         checked = checked.unsqueeze(1)
-    if checked.ndim != 3 or checked.shape[0] != streams or 0 in checked.shape:
-        raise UserError(f"tokens must have the shape ({streams}, B, T') and not be empty, got {tuple(values.shape)}")
-    low, high = int(checked.min()), int(checked.max())
-    if low < -1 or high >= codebook_size:
-        raise UserError(f"tokens must lie in 0 to {codebook_size - 1}, or be -1 for a hole; got {low} to {high}")
+    if checked.ndim != 3 or checked.shape[0] != len(sizes) or 0 in checked.shape:
+        raise UserError(
+            f"tokens must have the shape ({len(sizes)}, B, T') and not be empty, got {tuple(values.shape)}"
+        )
+    low, high = checked.amin(dim=(1, 2)), checked.amax(dim=(1, 2))
+    wrong = (low < -1) | (high >= torch.tensor(sizes, device=checked.device))
+    if bool(wrong.any()):
+        stream = int(wrong.int().argmax())
+        where = f" of stream {stream}" if len(set(sizes)) > 1 else ""
+        raise UserError(
+            f"tokens{where} must lie in 0 to {sizes[stream] - 1}, or be -1 for a hole; got {int(low[stream])} to "
+            f"{int(high[stream])}"
+        )
     return checked
 
 

@@ -98,6 +98,16 @@ class TokenizerConfig(ABC):
         return math.prod(self.token_shape)
 
     @property
+    def parsed(self) -> int:
+        """How many streams, the first ones, hold codes that are read off the motion and not learned."""
+        return 0
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Codes of each stream; a token lies in 0 to one below its stream's."""
+        return (self.codebook_size,) * self.streams
+
+    @property
     def downsample(self) -> int:
         """Frames of one token."""
         return 2**self.down_stages

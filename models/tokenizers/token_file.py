@@ -2,9 +2,10 @@
 
 A safetensors file with one tensor, ``codes`` (uint8): clip after clip, latent after latent, group after group, each
 code in ceil(log2(K + 1)) bits, the lowest first, without gaps; K stands for a hole. Of residual tokenizers it holds
-stage after stage in place of groups. Its metadata, JSON where not plain text: format, model_sha256, kind, K (one for
-each stage), groups, stages, downsample, fps, and clips, a list of {name, frames, offset}.
-``offset`` counts latents before the clip; it has ceil(frames / downsample) of them.
+stage after stage in place of groups, each in the bits of its own K; pose codes come first, as stages like others.
+Its metadata, JSON where not plain text: format, model_sha256, kind, K (one for each stage), groups, stages,
+downsample, fps, and clips, a list of {name, frames, offset}. ``offset`` counts latents before the clip; it has
+ceil(frames / downsample) of them.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def write_tokens(path: Path, model: MotionTokenizer, clips: Iterable[tuple[str, 
         if name in names:
             raise UserError(f"two clips are called {name!r}: names in a token file must differ")
         names.add(name)
-        checked = checks.tokens(tokens, config.streams, config.codebook_size).cpu()
+        checked = checks.tokens(tokens, config.sizes).cpu()
         latents = -(-frames // config.downsample)
         if checked.shape[1:] != (1, latents):
             raise UserError(
@@ -100,7 +101,7 @@ def write_tokens(path: Path, model: MotionTokenizer, clips: Iterable[tuple[str, 
         "fps": json.dumps(config.fps),
         "clips": json.dumps(manifest),
     }
-    codes = pack_codes(torch.cat(rows), config.codebook_size)
+    codes = pack_codes(torch.cat(rows), config.sizes)
     with replacing(Path(path)) as partial:
         storage.write_tensors(partial, {"codes": codes}, metadata)
 
@@ -128,16 +129,18 @@ def read_tokens(path: Path, model: MotionTokenizer) -> list[ClipTokens]:
     config = model.config
     if manifest["model_sha256"] != model_sha256(model):
         several = "stages" if manifest["stages"] > 1 else "groups"
+        least, most = min(manifest["K"]), max(manifest["K"])
+        size = str(most) if least == most else f"{least} to {most}"
         raise UserError(
             f"{path} was written by another model (a {manifest['kind']} with {manifest[several]} {several} of "
-            f"{manifest['K'][0]} codes, sha256 {manifest['model_sha256'][:12]}): decode it with that one"
+            f"{size} codes, sha256 {manifest['model_sha256'][:12]}): decode it with that one"
         )
     for name, size in _sizes(config).items():
         if manifest[name] != size:
             raise UserError(f"{path} is damaged: its manifest has {name} = {manifest[name]}, and its model {size}")
     latents = [-(-clip["frames"] // config.downsample) for clip in manifest["clips"]]
     try:
-        rows = unpack_codes(codes, config.codebook_size, (sum(latents), config.streams))
+        rows = unpack_codes(codes, config.sizes, (sum(latents), config.streams))
     except (ValueError, OverflowError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     return [
@@ -150,7 +153,7 @@ def _sizes(config: TokenizerConfig) -> dict[str, Any]:
     """The entries of the manifest that a model decides."""
     groups, stages = config.token_shape
     return {
-        "K": [config.codebook_size] * stages,
+        "K": list(config.sizes[:stages]),
         "groups": groups,
         "stages": stages,
         "downsample": config.downsample,

@@ -14,12 +14,13 @@ from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from fastvq import GroupedVQ, ResidualVQ
+from fastvq import Quantized
 from fastvq.models import storage
 from fastvq.models.errors import UserError
 from fastvq.models.nn.autoencoder import Decoder, Encoder
 from fastvq.models.tokenizers import checks, pretrained
 from fastvq.models.tokenizers.config import TokenizerConfig, check_integer
+from fastvq.models.tokenizers.quantizer import Quantizer
 
 Motion = Tensor | np.ndarray
 STATISTICS = ("mean", "std")
@@ -47,7 +48,8 @@ class MotionTokenizer(nn.Module, ModelHubMixin):
     config_class: ClassVar[type[TokenizerConfig]]
 
     config: TokenizerConfig
-    quantizer: GroupedVQ | ResidualVQ
+    encoder: Encoder | None
+    quantizer: Quantizer | None
     mean: Tensor
     std: Tensor
 
@@ -66,15 +68,43 @@ class MotionTokenizer(nn.Module, ModelHubMixin):
             "dilation_growth": config.dilation_growth,
             "activation": config.activation,
         }
-        self.encoder = Encoder(config.input_dim, config.output_dim, down_stages=config.down_stages, **shape)
+        self.encoder = None
+        if config.streams > config.parsed:
+            self.encoder = Encoder(config.input_dim, config.output_dim, down_stages=config.down_stages, **shape)
         self.quantizer = self.make_quantizer()
         self.decoder = Decoder(config.output_dim, config.input_dim, up_stages=config.down_stages, **shape)
         self.register_buffer("mean", self._statistic("mean", mean, 0.0))
         self.register_buffer("std", self._statistic("std", std, 1.0))
 
     @abstractmethod
-    def make_quantizer(self) -> GroupedVQ | ResidualVQ:
-        """The quantizer that ``config`` describes, of ``config.streams`` tokens a latent."""
+    def make_quantizer(self) -> nn.Module | None:
+        """The quantizer that ``config`` describes, of all learned tokens of a latent; None where there are none."""
+
+    def read_codes(self, features: Tensor) -> Tensor | None:
+        """Codes that are read off the motion itself; None of tokenizers that learn all of theirs.
+
+        Args:
+            features: (B, T, C), not normalised, T a multiple of ``downsample``.
+
+        Returns:
+            (B, T', config.parsed) int64, on the device of the features.
+        """
+        return None
+
+    def quantize(self, latents: Tensor | None, mask: Tensor | None = None, codes: Tensor | None = None) -> Quantized:
+        """What the decoder gets in training and in :meth:`forward`.
+
+        Args:
+            latents: (B, T', D) of the encoder; None where there is none.
+            mask: (B, T'), True where a latent is real; None where all are.
+            codes: (B, T', config.parsed), as :meth:`read_codes` gives them.
+
+        Returns:
+            quantized (B, T', D), indices (B, T', streams), and the quantizer's weighted loss.
+        """
+        assert latents is not None
+        assert self.quantizer is not None
+        return self.quantizer(latents, mask)
 
     def _statistic(self, name: str, values: np.ndarray | Tensor | None, default: float) -> Tensor:
         width = self.config.input_dim
@@ -145,7 +175,9 @@ class MotionTokenizer(nn.Module, ModelHubMixin):
         wanted = self.training or (isinstance(motion, Tensor) and motion.requires_grad)
         with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
             features = self._checked(motion)
-            quantized, indices, _ = self.quantizer(self.encoder(self.normalise(self._padded(features))))
+            padded = self._padded(features)
+            latents = None if self.encoder is None else self.encoder(self.normalise(padded))
+            quantized, indices, _ = self.quantize(latents, None, self.read_codes(padded))
             decoded = self.denormalise(self.decoder(quantized))
             return decoded[:, : features.shape[1]], indices.permute(2, 0, 1)
 
@@ -214,9 +246,9 @@ class MotionTokenizer(nn.Module, ModelHubMixin):
                 motions[index] = motion[: frames[index]].clone()
         return [motions[index] for index in range(len(frames))]
 
+    @abstractmethod
     def get_codebook_embeddings(self) -> Tensor:
-        """The codes, (S, codebook_size, code_dim); a copy."""
-        return self.quantizer.codebook.detach().clone()
+        """The learned codes, (learned streams, codebook_size, code_dim); a copy."""
 
     def collate(self, motions: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Pads motions to one batch.
@@ -236,14 +268,25 @@ class MotionTokenizer(nn.Module, ModelHubMixin):
 
     def _tokens(self, features: Tensor, mask: Tensor | None) -> Tensor:
         """(B, T, C) features, T a multiple of downsample -> (S, B, T') tokens."""
-        latents = self.encoder(self.normalise(features), mask)
+        latents = None if self.encoder is None else self.encoder(self.normalise(features), mask)
         mask = None if mask is None else mask[:, :: self.config.downsample]
-        return self.quantizer.encode(latents, mask).permute(2, 0, 1).contiguous()
+        return self._search(latents, mask, self.read_codes(features)).permute(2, 0, 1).contiguous()
+
+    def _search(self, latents: Tensor | None, mask: Tensor | None, codes: Tensor | None) -> Tensor:
+        """As :meth:`quantize` -> (B, T', S) tokens; -1 where masked."""
+        assert latents is not None
+        assert self.quantizer is not None
+        return self.quantizer.encode(latents, mask)
 
     def _features(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """(S, B, T') tokens -> (B, T, C) normalised features."""
-        latents = self.quantizer.decode(tokens.permute(1, 2, 0).contiguous())
+        latents = self._lookup(tokens.permute(1, 2, 0).contiguous())
         return self.decoder(latents.to(self.decoder.conv_in.weight.dtype), mask)
+
+    def _lookup(self, tokens: Tensor) -> Tensor:
+        """(B, T', S) tokens -> (B, T', D) latents."""
+        assert self.quantizer is not None
+        return self.quantizer.decode(tokens)
 
     def _padded(self, features: Tensor) -> Tensor:
         """(B, T, C) continued with the last frame to a multiple of ``downsample`` frames."""
@@ -258,11 +301,11 @@ class MotionTokenizer(nn.Module, ModelHubMixin):
         return torch.arange(tokens.shape[2], device=tokens.device) < lengths[:, None]
 
     def _checked(self, motion: Motion, name: str = "motion", axes: tuple[int, ...] = (2, 3)) -> Tensor:
-        weight = self.encoder.conv_in.weight
+        weight = self.decoder.conv_in.weight
         return checks.motion(motion, self.config.input_dim, name, axes, weight.dtype).to(weight.device)
 
     def _checked_tokens(self, tokens: Tensor | np.ndarray) -> Tensor:
-        return checks.tokens(tokens, self.config.streams, self.config.codebook_size).to(self.mean.device)
+        return checks.tokens(tokens, self.config.sizes).to(self.mean.device)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # the mixin's catch-all keywords are spelt out

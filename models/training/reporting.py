@@ -105,7 +105,9 @@ class Reporter:
                     self._board.add_scalar(name, value, row["step"])
         except OSError as error:
             raise self._refused(error) from error
-        shown = f"loss {row['loss']:.4f}  perplexity {row['perplexity']:.0f}"
+        shown = f"loss {row['loss']:.4f}"
+        if "perplexity" in row:
+            shown += f"  perplexity {row['perplexity']:.0f}"
         self._bar.update(self._task, shown=shown)
         if not self.console.is_terminal:
             rate, left = row["steps_per_second"], self.steps - row["step"]

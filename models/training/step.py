@@ -59,23 +59,26 @@ class TrainingStep(nn.Module):
         self.weights = weights
         self.autocast = precision == "bf16"
         self.timer = timer
-        self.encode = torch.compile(model.encoder) if compile else model.encoder
+        self.encode = torch.compile(model.encoder) if compile and model.encoder is not None else model.encoder
         self.decode = torch.compile(model.decoder) if compile else model.decoder
 
-    def forward(self, motion: Tensor, mask: Tensor | None = None) -> StepLosses:
+    def forward(self, motion: Tensor, mask: Tensor | None = None, codes: Tensor | None = None) -> StepLosses:
         """Reconstructs motions and compares.
 
         Args:
             motion: (B, T, C), not normalised, T a multiple of the model's downsampling.
             mask: (B, T), True where a frame is real, as :meth:`MotionTokenizer.collate` makes it; None for all.
+            codes: what :meth:`MotionTokenizer.read_codes` gives for the motions; None reads them here.
         """
         model, timer = self.model, self.timer
         target = model.normalise(motion)
+        codes = model.read_codes(motion) if codes is None else codes
         with timer.section("encoder"), self._mixed(motion):
-            latents = self.encode(target, mask)
+            latents = None if self.encode is None else self.encode(target, mask)
         with timer.section("quantizer"):
             token_mask = None if mask is None else mask[:, :: model.config.downsample]
-            quantized, indices, commitment = model.quantizer(latents.to(target.dtype), token_mask)
+            wide = None if latents is None else latents.to(target.dtype)
+            quantized, indices, commitment = model.quantize(wide, token_mask, codes)
         with timer.section("decoder"), self._mixed(motion):
             reconstruction = self.decode(quantized, token_mask)
         with timer.section("losses"):
@@ -84,7 +87,8 @@ class TrainingStep(nn.Module):
             total = loss.total + commitment
         timer.split_backward(reconstruction, "losses_backward")
         timer.split_backward(quantized, "decoder_backward")
-        timer.split_backward(latents, "quantizer_backward")
+        if latents is not None:
+            timer.split_backward(latents, "quantizer_backward")
         return StepLosses(total, loss.terms, loss.smooth_l1, commitment.detach(), indices)
 
     def _mixed(self, motion: Tensor) -> torch.autocast:

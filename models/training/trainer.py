@@ -18,12 +18,12 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
-from fastvq import metrics
+from fastvq import GroupedVQ, ResidualVQ
 from fastvq.models.errors import UserError
 from fastvq.models.kinds import KINDS, load_tokenizer
 from fastvq.models.nn.conv import fastest_implementation, set_implementation
 from fastvq.models.tokenizers import pretrained
-from fastvq.models.tokenizers.code_use import code_use
+from fastvq.models.tokenizers.code_use import code_use, count_codes
 from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 from fastvq.models.training.compilation import obstacle
 from fastvq.models.training.config import TrainConfig
@@ -183,7 +183,8 @@ class _Run:
         conv = fastest_implementation(self.device, dtype) if config.conv == "auto" else config.conv
         set_implementation(self.model, conv)
         self.timer = SectionTimer(config.profile_sections, self.device)
-        self.timer.wrap_method(self.model.quantizer.codebooks, "update_", "codebook_update")
+        if isinstance(self.model.quantizer, (GroupedVQ, ResidualVQ)):
+            self.timer.wrap_method(self.model.quantizer.codebooks, "update_", "codebook_update")
         self.optimizer = DenseAdamW(
             self.model.parameters(),
             lr=config.lr,
@@ -284,11 +285,11 @@ class _Run:
         timer = self.timer
         with timer.section("data"):
             motion, mask = self.sampler.batch(self.step)
-            motion = motion.to(self.device, non_blocking=True)
-            mask = None if mask is None else mask.to(self.device, non_blocking=True)
+            given = (motion, mask, self.model.read_codes(motion))
+            motion, mask, codes = (None if x is None else x.to(self.device, non_blocking=True) for x in given)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate(self.step)
-        losses = self.forward(motion, mask)
+        losses = self.forward(motion, mask, codes)
         with timer.section("backward"), timer.backward("encoder_backward"):
             self.accelerator.backward(losses.total)
         with timer.section("optimizer"):
@@ -310,7 +311,8 @@ class _Averages:
     def _reset(self) -> None:
         model = self.config.model
         self.sums = torch.zeros(3 + len(self.config.loss.names()), device=self.device)
-        self.counts = torch.zeros(model.streams, model.codebook_size, dtype=torch.int64, device=self.device)
+        learned = model.streams - model.parsed
+        self.counts = torch.zeros(learned, model.codebook_size, dtype=torch.int64, device=self.device)
         self.steps = 0
         self.since = time.perf_counter()
 
@@ -318,7 +320,7 @@ class _Averages:
         """Takes in a step."""
         values: list[Tensor] = [losses.total.detach(), losses.smooth_l1, losses.commitment, *losses.terms]
         self.sums += torch.stack(values)
-        self.counts += metrics.code_counts(losses.indices, self.config.model.codebook_size)
+        self.counts += count_codes(losses.indices, self.config.model)
         self.steps += 1
 
     def row(self, step: int, lr: float, timer: SectionTimer) -> dict[str, Any]:

@@ -23,6 +23,33 @@ def test_packing_is_least_significant_bit_first():
     assert codes.pack_codes(torch.tensor([1, 2, -1, 0]), 3).tolist() == [0b00111001]
 
 
+@pytest.mark.parametrize("rows", [0, 1, 13])
+def test_codes_of_several_sizes_take_the_bits_of_their_own(rows):
+    torch.manual_seed(0)
+    sizes = (18, 2, 1, 64, 10)
+    indices = torch.stack([torch.randint(-1, size, (2, rows)) for size in sizes], dim=-1)
+    packed = codes.pack_codes(indices, sizes)
+    assert packed.numel() == math.ceil(2 * rows * (5 + 2 + 1 + 7 + 4) / 8)
+    assert torch.equal(codes.unpack_codes(packed, sizes, indices.shape), indices)
+    same = codes.pack_codes(indices.clamp_max(1).clamp_min(-1), (2,) * 5)
+    assert torch.equal(same, codes.pack_codes(indices.clamp_max(1), 2))
+
+
+def test_several_sizes_in_bits():
+    # Five bits of the first code and two of the second; the holes are 18 and 2.
+    assert codes.pack_codes(torch.tensor([[17, -1]]), (18, 2)).tolist() == [0b1010001]
+    assert codes.pack_codes(torch.tensor([[-1, 1]]), (18, 2)).tolist() == [0b0110010]
+
+
+def test_several_sizes_refuse_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"indices must lie in \[-1, 2\), got 0 to 2"):
+        codes.pack_codes(torch.tensor([[17, 0], [3, 2]]), (18, 2))
+    with pytest.raises(ValueError, match=r"one size for each place of the last axis, got 2 for the shape \(4, 3\)"):
+        codes.pack_codes(torch.zeros(4, 3, dtype=torch.int64), (18, 2))
+    with pytest.raises(ValueError, match="code 3, above the hole 2: the data is damaged"):
+        codes.unpack_codes(torch.tensor([0b1110001], dtype=torch.uint8), (18, 2), (1, 2))
+
+
 def test_packing_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match=r"\[-1, 4\)"):
         codes.pack_codes(torch.tensor([4]), 4)

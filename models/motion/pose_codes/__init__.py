@@ -14,6 +14,7 @@ from .categories import (
     Kind,
 )
 from .codes import PoseCodes
+from .features import parse_features, sides_exchanged
 from .lookup import code_named, find_codes
 from .measurement import measure
 from .mirroring import MIRRORED_CATEGORIES, MIRRORED_CODES, mirror_codes
@@ -40,5 +41,7 @@ __all__ = [
     "find_codes",
     "measure",
     "mirror_codes",
+    "parse_features",
     "sentences",
+    "sides_exchanged",
 ]
