@@ -78,6 +78,22 @@ def metrics(evaluation: Mapping[str, Any], config: TokenizerConfig) -> list[Metr
             "How much the reconstruction jitters or smooths; 0 moves exactly alike.",
         ),
         Metric(
+            "Pose error (PA-MPJPE)",
+            f"{evaluation['pa_mpjpe_mm']:.1f} mm",
+            "Joint error after each frame was turned, moved and scaled to fit best.",
+        ),
+        Metric(
+            "Foot skate",
+            f"{evaluation['foot_skate']:.1%}",
+            "Frames in which a foot slides over the floor (below 5 cm, above 0.5 m/s); "
+            f"{evaluation['foot_skate_original']:.1%} in the original.",
+        ),
+        Metric(
+            "Bone drift",
+            f"{evaluation['bone_drift_mm']:.1f} mm",
+            "Mean distance of a bone's length from what it is in the original.",
+        ),
+        Metric(
             "Reconstruction loss",
             number_text(evaluation["recon_smooth_l1"]),
             "Smooth-L1 over all features, each in units of its usual variation; smaller is better.",
@@ -93,6 +109,15 @@ def metrics(evaluation: Mapping[str, Any], config: TokenizerConfig) -> list[Metr
             Metric(f"Stage {stage}", f"{perplexity:.0f}, {share:.0%}", "Perplexity and utilisation of this stage.")
             for stage, (perplexity, share) in enumerate(each)
         ]
+    if "centroid_cosine" in evaluation:
+        rows.append(
+            Metric(
+                "Likeness of the pose categories",
+                f"{evaluation['centroid_cosine']:.3f}",
+                "Mean |cosine| between the mean codes of two of the 70 categories; 0 where all are orthogonal. "
+                f"{evaluation['centroid_centred_cosine']:.3f} after their common mean was subtracted.",
+            )
+        )
     rows.append(
         Metric(
             "Measured on",

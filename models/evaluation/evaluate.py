@@ -12,7 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastvq.models.errors import UserError
-from fastvq.models.evaluation.metrics import acceleration_errors, joint_errors
+from fastvq.models.evaluation.metrics import (
+    acceleration_errors,
+    bone_errors,
+    centroid_orthogonality,
+    joint_errors,
+    procrustes_errors,
+    skating,
+)
+from fastvq.models.motion.pose_codes import CATEGORY_SLICES, NUM_CODES
+from fastvq.models.motion.skeleton import FEET
 from fastvq.models.tokenizers.code_use import code_use, count_codes
 from fastvq.models.tokenizers.config import check_integer
 from fastvq.models.tokenizers.tokenizer import MotionTokenizer
@@ -50,11 +59,16 @@ def evaluate(
     Returns:
         recon_smooth_l1: smooth L1 of the normalised features, mean over all.
         recon_per_slice: the same for each kind of features.
-        mpjpe_mm, accel_error_mm: joint error, and error of its second difference (per frame^2).
+        mpjpe_mm, pa_mpjpe_mm: joint error, and that after the similarity transform that fits each frame best.
+        accel_error_mm: error of the joints' second difference (per frame^2).
+        bone_drift_mm: how far bones are from their mean lengths in the original.
+        foot_skate, foot_skate_original: share of frames in which a foot slides over the floor.
         mpjpe_shuffled_tokens_mm, mpjpe_mean_features_mm: joint errors of the baselines.
         perplexity, utilisation: of the learned codes of all clips, means over the codebooks; one that residual stages
             share is counted over all of them.
         perplexity_per_group, utilisation_per_group: of each group; for residual stages ``_per_stage``.
+        centroid_cosine, centroid_gram_error, centroid_centred_cosine: of the codebook of a model with pose codes,
+            orthogonality of its 70 categories' centroids.
         clips, frames, tokens, latents: how many; a latent has one token for each group or stage.
         tokens_per_second, encode_seconds: speed of encoding.
 
@@ -100,7 +114,8 @@ class _Evaluation:
         counts = count_codes(torch.cat([row.t() for row in tokens]), self.model.config)
         frames = sum(len(clip.features) for clip in self.clips)
         smooth_l1 = torch.zeros(self.model.config.input_dim, dtype=torch.float64)
-        joint, acceleration = _Mean(), _Mean()
+        joint, aligned, acceleration, bones = _Mean(), _Mean(), _Mean(), _Mean()
+        skate, original_skate = _Mean(), _Mean()
         mean_pose, shuffled_pose = _Mean(), _Mean()
         shuffled = self._shuffled(tokens)
         for start in range(0, len(self.clips), self.batch_size):
@@ -113,7 +128,13 @@ class _Evaluation:
                 target = self.features.to_joints(clip.features)
                 joints = self.features.to_joints(motion.cpu().numpy())
                 joint.add(joint_errors(joints, target))
+                aligned.add(procrustes_errors(joints, target))
                 acceleration.add(acceleration_errors(joints, target))
+                bones.add(bone_errors(joints, target, self.features.parents))
+                floor = float(clip.joints[:, [ball for _, ball in FEET], 1].min())
+                posed = self.features.to_smpl(motion.cpu().numpy())
+                skate.add(skating(posed, self.model.config.fps, floor=floor))
+                original_skate.add(skating(clip.joints, self.model.config.fps, floor=floor))
                 shuffled_pose.add(joint_errors(self.features.to_joints(other.cpu().numpy()), target))
                 flat = np.broadcast_to(self.mean, clip.features.shape)
                 mean_pose.add(joint_errors(self.features.to_joints(flat), target))
@@ -125,16 +146,33 @@ class _Evaluation:
             "recon_smooth_l1": float(smooth_l1.mean()),
             "recon_per_slice": {name: float(smooth_l1[block].mean()) for name, block in self.features.slices.items()},
             "mpjpe_mm": joint.value(),
+            "pa_mpjpe_mm": aligned.value(),
             "accel_error_mm": acceleration.value(),
+            "bone_drift_mm": bones.value(),
+            "foot_skate": skate.value(),
+            "foot_skate_original": original_skate.value(),
             "mpjpe_shuffled_tokens_mm": shuffled_pose.value(),
             "mpjpe_mean_features_mm": mean_pose.value(),
             **code_use(counts, self.model.config),
+            **self._orthogonality(),
             "clips": len(self.clips),
             "frames": frames,
             "latents": sum(latents),
             "tokens": sum(latents) * self.streams,
             "tokens_per_second": sum(latents) * self.model.config.streams / seconds,
             "encode_seconds": seconds,
+        }
+
+    def _orthogonality(self) -> dict[str, float]:
+        """Of the pose codes' codebook, where the model has one."""
+        table = getattr(self.model, "pose_codebook", None)
+        if not isinstance(table, Tensor) or table.shape[0] != NUM_CODES:
+            return {}
+        found = centroid_orthogonality(table.detach().float().cpu().numpy(), CATEGORY_SLICES)
+        return {
+            "centroid_cosine": found.mean_cosine,
+            "centroid_gram_error": found.gram_error,
+            "centroid_centred_cosine": found.centred_cosine,
         }
 
     def _encode(self) -> tuple[list[Tensor], float]:

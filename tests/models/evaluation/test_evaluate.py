@@ -4,12 +4,21 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from fastvq.models.errors import UserError
 from fastvq.models.evaluation.evaluate import evaluate
-from fastvq.models.evaluation.metrics import joint_errors
+from fastvq.models.evaluation.metrics import (
+    bone_errors,
+    centroid_orthogonality,
+    joint_errors,
+    procrustes_errors,
+    skating,
+)
 from fastvq.models.motion.feature_formats import format_of
 from fastvq.models.motion.features272 import SLICES, features_to_joints
+from fastvq.models.motion.pose_codes import CATEGORY_SLICES
+from fastvq.models.motion.skeleton import PARENTS
 from fastvq.models.tokenizers.residual_vqvae import ResidualVQVAE, ResidualVQVAEConfig
 from fastvq.models.training.data import FeatureClip
 
@@ -113,3 +122,30 @@ def test_the_first_streams_alone():
     for wrong, complaint in ((4, "at most the 3 of the model"), (0, "at least 1")):
         with pytest.raises(UserError, match=complaint):
             evaluate(model, [clip], streams=wrong)
+
+
+def test_faults_of_motions_are_those_of_each_clip(tiny_model, clips):
+    result = evaluate(tiny_model, clips)
+    aligned, bones, skate, original = [], [], [], []
+    for clip in clips:
+        joints, target = (features_to_joints(x) for x in (tiny_model(clip.features)[0][0].numpy(), clip.features))
+        aligned.append(procrustes_errors(joints, target).ravel())
+        bones.append(bone_errors(joints, target, PARENTS).ravel())
+        floor = clip.joints[:, [10, 11], 1].min()
+        skate.append(skating(joints, 30, floor=floor))
+        original.append(skating(clip.joints, 30, floor=floor))
+    assert result["pa_mpjpe_mm"] == pytest.approx(np.concatenate(aligned).mean(), rel=1e-4)
+    assert result["pa_mpjpe_mm"] < result["mpjpe_mm"]
+    assert result["bone_drift_mm"] == pytest.approx(np.concatenate(bones).mean(), rel=1e-4)
+    assert result["foot_skate"] == pytest.approx(np.concatenate(skate).mean())
+    assert result["foot_skate_original"] == pytest.approx(np.concatenate(original).mean())
+    assert "centroid_cosine" not in result
+
+
+def test_orthogonality_is_that_of_the_pose_codebook(tiny_model, clips):
+    tiny_model.pose_codebook = nn.Parameter(torch.randn(392, 8))
+    result = evaluate(tiny_model, clips[:1])
+    found = centroid_orthogonality(tiny_model.pose_codebook.detach().numpy(), CATEGORY_SLICES)
+    assert result["centroid_cosine"] == pytest.approx(found.mean_cosine)
+    assert result["centroid_gram_error"] == pytest.approx(found.gram_error)
+    assert result["centroid_centred_cosine"] == pytest.approx(found.centred_cosine)
