@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
-from .fusing import Fused, Memory, Stack, matching, wide
+from .fusing import Fused, Memory, PreparedCodes, Stack, matching, wide
 
 
 class EuclideanCodebook(Fused):
@@ -124,12 +124,12 @@ class MimiStack(Stacked):
         holders = _holders(self.layers)
         memory = self.__dict__.setdefault("_memory", Memory())
 
-        def codes() -> Tensor:
+        def codes() -> PreparedCodes:
             parts = [h.embed_sum / h.cluster_usage.clamp(min=h.epsilon)[:, None] for h in holders]
-            return wide(torch.stack(parts)).unsqueeze(0)
+            return PreparedCodes(wide(torch.stack(parts)).unsqueeze(0))
 
-        found: Tensor = memory([t for h in holders for t in (h.embed_sum, h.cluster_usage)], codes)
-        return found[:, :number]
+        found: PreparedCodes = memory([t for h in holders for t in (h.embed_sum, h.cluster_usage)], codes)
+        return found.codes[:, :number]
 
     def _forget(self) -> None:
         self.__dict__.pop("_memory", None)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import ops
+
 
 class Fused:
     """What all swapped modules derive from, before their own class.
@@ -76,6 +78,19 @@ def matching(rows: Tensor, codes: Tensor) -> Tensor:
     """Rows as the search takes them beside these codes, detached: float64 exactly where the codes are."""
     rows = rows.detach()
     return rows.to(codes.dtype) if (rows.dtype == torch.float64) != (codes.dtype == torch.float64) else rows
+
+
+class PreparedCodes:
+    """Codes of our own making, which nothing writes to: kernels that can prepare them do so once.
+
+    Args:
+        codes: (1, Q, K, D) float32 or float64.
+    """
+
+    def __init__(self, codes: Tensor) -> None:
+        self.codes = codes
+        keep = getattr(ops.implementation("auto", codes.device.type, "residual_nearest"), "Kept", None)
+        self._kept = None if keep is None or torch.compiler.is_compiling() else keep(codes)
 
 
 class Stack:

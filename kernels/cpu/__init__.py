@@ -1,6 +1,7 @@
 """C++ kernels for CPU tensors, compiled at first use (see ``build``) and called through ``native``."""
 
 from fastvq.kernels.cpu.native import (
+    Kept,
     available,
     ema_update_,
     isa,
@@ -15,6 +16,7 @@ from fastvq.kernels.cpu.native import (
 )
 
 __all__ = [
+    "Kept",
     "available",
     "ema_update_",
     "isa",

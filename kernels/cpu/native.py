@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -153,6 +154,30 @@ def residual_nearest(
         x, codebooks, sizes, stages, mask, precision
     )
     return indices, quantized, errors
+
+
+class Kept:
+    """Codebooks that stay prepared: searches of them, or of their first stages, skip preparing what never changes.
+
+    As long as this object lives, :func:`residual_nearest` (and the public op) recognises the codebooks by where they
+    lie in memory. They must not be written to until then; what is kept would not follow.
+
+    Args:
+        codebooks: (G, Q, K, D) float32 or float64, contiguous.
+
+    Attributes:
+        codebooks: the same tensor.
+
+    Raises:
+        ValueError: codebooks that are not contiguous.
+    """
+
+    def __init__(self, codebooks: Tensor) -> None:
+        _require()
+        self.codebooks = codebooks
+        number = torch.ops.fastvq_cpu.keep.default(codebooks)
+        # Not at exit: threads may still be searching then, and the memory goes with the process.
+        weakref.finalize(self, torch.ops.fastvq_cpu.forget.default, number).atexit = False
 
 
 def residual_segment_sum(x: Tensor, indices: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@
 // Other implementations are Python functions; the ops "<name>_python" run those and return one tensor more than the
 // op, the text of the exception that ended it, since exceptions do not pass the C interface.
 #include "isa.h"
+#include "kept.h"
 #include "stable.h"
 
 #ifdef __linux__
@@ -246,6 +247,16 @@ void select_isa_op(StableIValue* stack, uint64_t, uint64_t) {
   stack[0] = select_kernels(text);
 }
 
+void keep_op(StableIValue* stack, uint64_t, uint64_t) {
+  const Tensor codebooks = Arguments(stack).tensor();
+  const CodeStack codes = stack_of(codebooks);
+  if (codes.dim_stride != 1 || codes.code_stride != codes.dim)
+    throw std::invalid_argument("codebooks must be contiguous to be kept: give codebooks.contiguous()");
+  stack[0] = static_cast<StableIValue>(keep(codes));
+}
+
+void forget_op(StableIValue* stack, uint64_t, uint64_t) { forget(Arguments(stack).integer()); }
+
 void isa_op(StableIValue* stack, uint64_t, uint64_t) {
   StringHandle name;
   require(torch_new_string_handle(kernels().name, std::strlen(kernels().name), &name));
@@ -318,14 +329,18 @@ class Library {
   library.def(
       "ema_update_(Tensor(a!) codebook, Tensor(b!) embed_sum, Tensor(c!) cluster_size, Tensor sums, Tensor counts, "
       "float decay, float eps, str smoothing, bool normalize, float dead_below, bool relative) -> Tensor");
+  library.def("keep(Tensor codebooks) -> int");
+  library.def("forget(int number) -> ()");
   library.def("select_isa(str name) -> bool");
   library.def("isa() -> str");
 
   Library other = Library::implement("fastvq_cpu", "CompositeExplicitAutograd");
   other.impl("select_isa", select_isa_op);
   other.impl("isa", isa_op);
+  other.impl("forget", forget_op);
 
   Library kernel = Library::implement("fastvq_cpu", "CPU"), open = Library::implement("fastvq", "CPU");
+  kernel.impl("keep", keep_op);
 #define FASTVQ_OP(name, run)                                                            \
   kernel.impl(name, run);                                                               \
   open.impl(name, [](StableIValue* stack, uint64_t inputs, uint64_t outputs) {          \

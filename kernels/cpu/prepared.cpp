@@ -62,12 +62,21 @@ PreparedSearch::PreparedSearch(const Nearest& asked, Buffer* buffer)
   asked_.exact |= asked_.pairs;
   if (!buffer) buffer = &own_;
   lay_out(asked_, buffer->at_least(lay_out(asked_, nullptr)));
-  progress_ = std::make_unique<Memory>(given.groups * static_cast<int64_t>(sizeof(Progress)));
+  begin_progress();
+  for (int64_t group = 0; group < given.groups && asked_.panels > 0; ++group) asked_.second[group] = 0;
+}
+
+PreparedSearch::PreparedSearch(const PreparedSearch& prepared, int64_t rows)
+    : asked_(prepared.asked_), isa_(prepared.isa_) {
+  asked_.total_rows = rows;
+  begin_progress();
+}
+
+void PreparedSearch::begin_progress() {
+  const int64_t groups = asked_.codebook.groups;
+  progress_ = std::make_unique<Memory>(groups * static_cast<int64_t>(sizeof(Progress)));
   asked_.progress = reinterpret_cast<Progress*>(progress_->start());
-  for (int64_t group = 0; group < given.groups; ++group) {
-    asked_.progress[group] = {};
-    if (asked_.panels > 0) asked_.second[group] = 0;
-  }
+  for (int64_t group = 0; group < groups; ++group) asked_.progress[group] = {};
 }
 
 PreparedSearch::PreparedSearch(const Nearest& asked, int workers, Buffer* buffer) : PreparedSearch(asked, buffer) {

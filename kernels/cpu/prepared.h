@@ -49,6 +49,9 @@ class PreparedSearch {
   // Leaves the preparation to the caller's tasks: every `read`, then `centre`, then every `pack`, then `bound`.
   PreparedSearch(const Codebook& codebook, Metric metric, bool exact, bool doubles, int64_t rows, Buffer& buffer);
 
+  // The same codes, prepared before, for so many rows; what it is made from must outlive it.
+  PreparedSearch(const PreparedSearch& prepared, int64_t rows);
+
   int64_t reads() const { return asked_.codebook.groups * chunks_read(); }
   int64_t packs() const { return asked_.codebook.groups * packs_of_group(); }
   void read(int64_t task) const {
@@ -74,6 +77,7 @@ class PreparedSearch {
  private:
   PreparedSearch(const Nearest& asked, Buffer* buffer);
   void prepare(int workers) const;
+  void begin_progress();
   static constexpr int64_t PACKED_TOGETHER = 4;  // panels, each of which fetches the next one's codes
   int64_t packs_of_group() const { return ceil_div(asked_.panels, PACKED_TOGETHER); }
   int64_t chunks_read() const { return ceil_div(asked_.chunks, asked_.skipped + 1); }

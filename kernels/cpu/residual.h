@@ -6,7 +6,7 @@
 // residuals stay in a cache; nothing is written but results.
 #pragma once
 
-#include "common.h"
+#include "nearest.h"
 
 namespace fastvq::cpu {
 
@@ -16,6 +16,13 @@ struct CodeStack {  // codebooks (G, Q, K, D), any strides; a shared codebook ha
   int64_t groups, stages, codes, dim;
   int64_t group_stride, stage_stride, code_stride, dim_stride;
 };
+
+// The first `size` codes of a stage.
+FASTVQ_INLINE Codebook codebook_of(const CodeStack& stack, int64_t stage, int64_t size) {
+  const int64_t offset = stage * stack.stage_stride * (stack.is_double ? 8 : 4);
+  return {static_cast<const char*>(stack.data) + offset, stack.groups, size, stack.dim, stack.group_stride,
+          stack.code_stride, stack.dim_stride};
+}
 
 struct ResidualNearest {
   Rows x;

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "isa.h"
-#include "prepared.h"
+#include "kept.h"
 #include "workers.h"
 
 namespace fastvq::cpu {
@@ -53,21 +53,15 @@ int64_t size_of(const ResidualNearest& call, int64_t stage) {
 }
 
 Codebook codebook_of(const ResidualNearest& call, int64_t stage) {
-  const CodeStack& stack = call.codebooks;
-  const int64_t offset = stage * stack.stage_stride * (stack.is_double ? 8 : 4);
-  return {static_cast<const char*>(stack.data) + offset,
-          stack.groups,
-          size_of(call, stage),
-          stack.dim,
-          stack.group_stride,
-          stack.code_stride,
-          stack.dim_stride};
+  return codebook_of(call.codebooks, stage, size_of(call, stage));
 }
 
-// The search of every stage. Stages that share a codebook share its preparation.
+// The search of every stage, from what is kept of the codes, if anything. Stages that share a codebook share its
+// preparation.
 class PreparedStages {
  public:
-  PreparedStages(const ResidualNearest& call, int workers) : of_stage_(call.codebooks.stages) {
+  PreparedStages(const ResidualNearest& call, std::shared_ptr<const KeptStack> kept, int workers)
+      : kept_(std::move(kept)), of_stage_(call.codebooks.stages) {
     const CodeStack& stack = call.codebooks;
     for (int64_t stage = 0; stage < stack.stages; ++stage) {
       const int64_t size = size_of(call, stage);
@@ -75,8 +69,10 @@ class PreparedStages {
         for (int64_t earlier = 0; earlier < stage && !of_stage_[stage]; ++earlier)
           if (size_of(call, earlier) == size) of_stage_[stage] = of_stage_[earlier];
       if (of_stage_[stage]) continue;
-      prepared_.emplace_back(codebook_of(call, stage), Metric::l2, call.exact, stack.is_double, call.x.rows(),
-                             workers);
+      if (kept_) prepared_.emplace_back(kept_->of(stage), call.x.rows());
+      else
+        prepared_.emplace_back(codebook_of(call, stage), Metric::l2, call.exact, stack.is_double, call.x.rows(),
+                               workers);
       of_stage_[stage] = &prepared_.back();
     }
   }
@@ -95,6 +91,7 @@ class PreparedStages {
   }
 
  private:
+  std::shared_ptr<const KeptStack> kept_;
   std::deque<PreparedSearch> prepared_;
   std::vector<const PreparedSearch*> of_stage_;
 };
@@ -219,8 +216,9 @@ void residual_nearest(ResidualNearest& call) {
   const CodeStack& stack = call.codebooks;
   const double code_values = double(groups) * double(stack.stages) * double(stack.codes) * double(call.x.dim);
   const int workers = workers_for(2 * code_values * double(rows));
-  if (few_rows(call)) return stage_by_stage(call, workers);
-  const PreparedStages searches(call, workers);
+  std::shared_ptr<const KeptStack> kept = find_kept(stack, call.sizes);
+  if (!kept && few_rows(call)) return stage_by_stage(call, workers);
+  const PreparedStages searches(call, std::move(kept), workers);
   const ResidualKernels& isa = *kernels().residual;
 
   const int64_t step = searches.block_rows(workers), parts = part_count(call, step, workers);

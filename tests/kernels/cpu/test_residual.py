@@ -29,6 +29,9 @@ def check(
     expected = reference.residual_nearest(x, codebooks, sizes, stages, mask)
     compare(cpu.residual_nearest(x, codebooks, sizes, stages, mask), expected)
     compare_sums(cpu, x, expected[0], codebooks)
+    if sizes is None:
+        kept = cpu.Kept(codebooks.contiguous())
+        compare(cpu.residual_nearest(x, kept.codebooks, None, stages, mask), expected)
     rows = x.shape[1] * x.shape[2]
     if 0 < rows < MANY:
         times = -(-MANY // rows)
