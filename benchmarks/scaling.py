@@ -234,8 +234,9 @@ def growth(costs: Sequence[float]) -> float:
 
 
 def memory_limit(axis: Axis, shape: Shape) -> float:
-    """MiB that a call may add: as much as rows, codes and indices take, in a stream those of the blocks that are there
-    at once, and a little."""
+    """MiB that a call may add: a little more than rows, codes and indices take, in a stream those of the blocks that
+    are there at once.
+    """
     held = shape._replace(N=BLOCKS[axis.op] * BLOCK) if axis.stream else shape
     return held.io_bytes / 2**20 + SPARE_MIB
 
