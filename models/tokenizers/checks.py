@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastvq.models.errors import UserError
+from fastvq.models.motion.feature_formats import FEATURE_FORMATS
 
 MIN_FRAMES = 4
 
@@ -38,7 +39,7 @@ def motion(
         raise UserError(f"{name} must be a NumPy array or a tensor, got {type(values).__name__}")
     if values.ndim not in axes or values.shape[-1] != width:
         forms = " or ".join({2: f"(T, {width})", 3: f"(B, T, {width})"}[count] for count in axes)
-        raise UserError(f"{name} must have the shape {forms}, got {tuple(values.shape)}")
+        raise UserError(f"{name} must have the shape {forms}, got {tuple(values.shape)}{_remedy(values, width)}")
     if values.shape[-2] < MIN_FRAMES or values.shape[0] < 1:
         raise UserError(f"{name} must have at least {MIN_FRAMES} frames, got the shape {tuple(values.shape)}")
     checked = _tensor(values, name)
@@ -87,6 +88,17 @@ def tokens(values: Tensor | np.ndarray, sizes: Sequence[int]) -> Tensor:
             f"{int(high[stream])}"
         )
     return checked
+
+
+def _remedy(values: Motion, width: int) -> str:
+    """What to do with features of another format, as the end of a message; nothing where it is none."""
+    given, wanted = (FEATURE_FORMATS.get(one) for one in (values.shape[-1] if values.ndim else 0, width))
+    if given is None or wanted is None or given is wanted:
+        return ""
+    return (
+        f": these are {given.name} features, which a model that was trained on such takes; for this one make "
+        f"{wanted.name} features of their joints"
+    )
 
 
 def _tensor(values: Motion, name: str) -> Tensor:
