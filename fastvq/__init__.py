@@ -2,7 +2,7 @@
 
 from . import checkpoints, codes, functional, losses, metrics, onnx, ops
 from ._version import __version__
-from .attention import AttentionVQ, ResidualAttentionVQ
+from .attention import AttentionVQ
 from .clustering import kmeans, kmeans_stream
 from .codebook import Codebook
 from .dropout import QuantizeDropout
@@ -12,6 +12,7 @@ from .grouped import GroupedVQ, Quantized
 from .lookup_free import LFQ, CodeEntropy, GroupedResidualLFQ, ResidualLFQ
 from .projected import ProjectedResidualVQ
 from .residual import GroupedResidualVQ, ResidualVQ
+from .residual_attention import ResidualAttentionVQ
 from .residual_codebook import ResidualCodebook
 from .rules import (
     EMA,

@@ -36,6 +36,13 @@ MAKERS = {
     "SplitResidualVQ": lambda: fastvq.SplitResidualVQ(6, 16, num_quantizers=(1, 2), codebook_dim=4),
     "AttentionVQ": lambda: fastvq.AttentionVQ(6, 16),
     "ResidualAttentionVQ": lambda: fastvq.ResidualAttentionVQ(6, 16, num_quantizers=2),
+    "ResidualAttentionVQ replaced": lambda: fastvq.ResidualAttentionVQ(
+        6,
+        16,
+        num_quantizers=2,
+        start="identity",
+        rules=fastvq.CodebookRules(update=fastvq.Learned(), dead=fastvq.RelativeUsage(0.3)),
+    ),
     "SimVQ": lambda: fastvq.SimVQ(6, 16),
     "ResidualSimVQ": lambda: fastvq.ResidualSimVQ(6, 16, num_quantizers=2),
     "FSQ": lambda: fastvq.FSQ(6, (5, 4, 3)),

@@ -178,10 +178,10 @@ def test_attention_waits_for_a_batch_with_rows():
     vq = AttentionVQ(4, 3)
     vq(torch.full((5, 4), float("nan")))
     vq(torch.randn(5, 4), torch.zeros(5, dtype=torch.bool))
-    assert not vq.initted
+    assert not vq.codebooks.initted
     x = torch.randn(5, 4)
     vq(x)
-    assert torch.equal(vq.codebook, x[:3])
+    assert torch.equal(vq.codebooks.codebook[0], x[:3])
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,12 @@ from torch import nn
 
 from fastvq import (
     AttentionVQ,
+    CodebookRules,
+    KMeansInit,
+    Learned,
     ProjectedResidualVQ,
     QuantizeDropout,
+    RelativeUsage,
     ResidualAttentionVQ,
     ResidualSimVQ,
     SimVQ,
@@ -18,11 +22,13 @@ from fastvq import (
     soft,
 )
 
+REPLACED = CodebookRules(update=Learned(), init=KMeansInit(), dead=RelativeUsage(0.3))
 MAKERS = {
     "sim": lambda **k: SimVQ(6, 9, **k),
     "residual sim": lambda **k: ResidualSimVQ(6, 9, num_quantizers=3, **k),
     "attention": lambda **k: AttentionVQ(6, 9, **k),
     "residual attention": lambda **k: ResidualAttentionVQ(6, 9, num_quantizers=3, **k),
+    "attention, dead codes replaced": lambda **k: ResidualAttentionVQ(6, 9, num_quantizers=3, rules=REPLACED, **k),
     "projected": lambda **k: ProjectedResidualVQ(6, 9, num_quantizers=3, codebook_dim=2, **k),
 }
 
@@ -130,11 +136,12 @@ def test_sim_vq_takes_any_map():
 def test_attention_against_autograd(chunk, monkeypatch):
     monkeypatch.setattr(soft, "CHUNK", chunk)
     torch.manual_seed(0)
-    vq = AttentionVQ(6, 9, init=None, beta=0.25, entropy_weight=0.1, entropy_temperature=0.5)
+    rules = CodebookRules(update=Learned(), init=None, dead=None)
+    vq = AttentionVQ(6, 9, rules=rules, beta=0.25, entropy_weight=0.1, entropy_temperature=0.5)
     x = torch.randn(40, 6, requires_grad=True)
     out = vq(x)
-    logits = vq.query_norm(vq.query(x)) @ vq.key_norm(vq.key(vq.codebook)).T / 6**0.5
-    values = vq.value(vq.codebook)
+    logits = vq.query_norm(vq.query(x)) @ vq.key_norm(vq.key(vq.codebooks.codebook[0])).T / 6**0.5
+    values = vq.value(vq.codebooks.codebook[0])
     hard = nn.functional.one_hot(logits.argmax(-1), 9).float()
     assert torch.equal(out.indices, logits.argmax(-1))
     probability = logits.softmax(-1)
@@ -156,11 +163,11 @@ def test_attention_starts_from_the_first_rows():
     vq = AttentionVQ(6, 4)
     x = torch.randn(2, 5, 6)
     vq(x)
-    assert torch.equal(vq.codebook, x.view(10, 6)[:4])
+    assert torch.equal(vq.codebooks.codebook[0], x.view(10, 6)[:4])
     other = AttentionVQ(6, 4)
     other.load_state_dict(vq.state_dict())
     other(x + 1)
-    assert torch.equal(other.codebook, vq.codebook)
+    assert torch.equal(other.codebooks.codebook, vq.codebooks.codebook)
 
 
 @pytest.mark.parametrize("name", ["residual attention", "projected"])
