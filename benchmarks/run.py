@@ -32,6 +32,8 @@ from fastvq.benchmarks.timing import Measure, Timing, event_measure, interleave,
 
 _log = logging.getLogger(__name__)
 BURST = 0.1  # seconds of one turn of a contender
+QUICK_TURNS = 20
+STEADY = 0.02  # standard error of a ratio, below which a case has been measured
 # A float32 product that keeps its accuracy takes three float16 ones on tensor cores.
 PRODUCTS = 3
 
@@ -44,8 +46,8 @@ class Settings(NamedTuple):
     """How a case is run."""
 
     device: str = "cpu"
-    reps: int = 60
-    seconds: float = 4.0
+    reps: int = 200
+    seconds: float = 8.0
     compiled: bool = True
     quick: bool = False
 
@@ -82,9 +84,10 @@ def run_case(case: Case, settings: Settings = Settings(), *, measure: Measure = 
         calls, wrong, peak = _judged(case, contest, device, stack)
         timings = interleave(
             calls,
-            reps=settings.reps,
+            reps=QUICK_TURNS if settings.quick else settings.reps,
             seconds=settings.seconds,
             burst=0.0 if settings.quick else BURST,
+            steady=STEADY,
             measure=measure,
         )
     least, kind = floor(case, device)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 
 
 class Timing(NamedTuple):
-    """Milliseconds over ``reps`` calls."""
+    """Milliseconds over ``reps`` calls; the median is that over turns of each turn's fastest call."""
 
     reps: int
     median_ms: float
@@ -26,6 +27,7 @@ class Elapsed(NamedTuple):
 
 
 BURST = 10
+LEAST = 6
 Measure = Callable[[Callable[[], object]], float]
 
 
@@ -59,34 +61,48 @@ def interleave(
     reps: int = 9,
     seconds: float = 20.0,
     burst: float = 0.0,
+    steady: float = 0.0,
     measure: Measure = wall_ms,
 ) -> dict[str, Timing]:
-    """Times each contender ``reps`` times, one call of each per round, after one warm-up round.
+    """Times each contender ``reps`` times, one turn of each per round, after one warm-up round.
 
     Args:
         contenders: name -> what to call; one that returns :class:`Elapsed` is taken at its word.
         reps: rounds; at least three are run.
         seconds: no further round begins after this long.
-        burst: a turn repeats short calls for so many seconds, at most :data:`BURST` of them, each timed by itself, so
-            that they are no fewer for being next to a long one.
+        burst: a turn repeats calls for so many seconds, at least twice and at most :data:`BURST` times, each timed by
+            itself; the fastest counts, since what else runs on a machine can only add to a time. 0: one call a turn.
+        steady: no further round begins after :data:`LEAST` either, once the standard error of every contender's
+            ratio to the first one is below this; 0: rounds go on.
         measure: what a call takes, in milliseconds.
 
     Returns:
         name -> timing.
     """
-    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    turns: dict[str, list[list[float]]] = {name: [] for name in contenders}
     calls = {}
     for name, call in contenders.items():
         call()
-        calls[name] = max(1, min(BURST, int(1e3 * burst / max(measure(call), 1e-3)))) if burst else 1
+        calls[name] = max(2, min(BURST, int(1e3 * burst / max(measure(call), 1e-3)))) if burst else 1
     begin = time.perf_counter()
     for turn in range(reps):
         for name, call in contenders.items():
-            taken[name] += [measure(call) for _ in range(calls[name])]
+            turns[name].append([measure(call) for _ in range(calls[name])])
         if turn >= 2 and time.perf_counter() - begin > seconds:
             break
+        if steady and turn + 1 >= LEAST and _ratio_error([*turns.values()]) < steady:
+            break
     timings = {}
-    for name, values in taken.items():
+    for name, taken in turns.items():
+        values = [ms for turn in taken for ms in turn]
         fifths = statistics.quantiles(values, n=5, method="inclusive")
-        timings[name] = Timing(len(values), statistics.median(values), fifths[0], fifths[3])
+        timings[name] = Timing(len(values), statistics.median(map(min, taken)), fifths[0], fifths[3])
     return timings
+
+
+def _ratio_error(turns: Sequence[Sequence[Sequence[float]]]) -> float:
+    """The largest standard error of a contender's median ratio to the first one, as a share of it."""
+    ours, *others = ([math.log(max(min(calls), 1e-9)) for calls in taken] for taken in turns)
+    logs = [[theirs - own for theirs, own in zip(other, ours, strict=True)] for other in others]
+    # The median of n normal numbers strays sqrt(pi / 2) times as far as their mean.
+    return max((math.sqrt(math.pi / 2 / len(ratio)) * statistics.stdev(ratio) for ratio in logs), default=0.0)

@@ -1,5 +1,6 @@
 """Benchmark rows as pinned, the gate of searches, and the peers' searches at toy sizes."""
 
+import itertools
 import time
 
 import pytest
@@ -83,8 +84,22 @@ def test_short_calls_are_repeated_within_a_turn():
     contenders = {"short": lambda: calls.append("s"), "long": lambda: (calls.append("l"), time.sleep(0.02))}
     result = timing.interleave(contenders, reps=3, burst=0.01)
     # A warm-up and a trial of each come before the rounds.
-    assert "".join(calls) == "ssll" + ("s" * timing.BURST + "l") * 3
-    assert (result["short"].reps, result["long"].reps) == (3 * timing.BURST, 3)
+    assert "".join(calls) == "ssll" + ("s" * timing.BURST + "ll") * 3
+    assert (result["short"].reps, result["long"].reps) == (3 * timing.BURST, 6)
+
+
+def test_a_turn_is_worth_its_fastest_call():
+    taken = iter([4.0, 1.0, 5.0, 9.0, 2.0, 3.0, 7.0])  # a trial, then three turns
+    result = timing.interleave({"a": lambda: None}, reps=3, burst=1e-9, measure=lambda _: next(taken))
+    assert (result["a"].median_ms, result["a"].p20_ms, result["a"].p80_ms) == (2.0, 2.0, 7.0)
+
+
+@pytest.mark.parametrize(("spread", "rounds"), [(0.0, timing.LEAST), (0.01, timing.LEAST), (0.5, 40)])
+def test_rounds_end_once_ratios_are_known(spread, rounds):
+    swing = itertools.cycle([1 + spread, 1 / (1 + spread)])
+    calls = {"ours": lambda: timing.Elapsed(1.0), "theirs": lambda: timing.Elapsed(2 * next(swing))}
+    result = timing.interleave(calls, reps=40, steady=0.02)
+    assert result["theirs"].reps == rounds
 
 
 def test_a_contender_may_time_itself():
