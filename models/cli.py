@@ -22,6 +22,7 @@ COMMANDS = {
     "decode": "turn a file of tokens back into motions, as BVH or joint arrays",
     "evaluate": "measure how well a tokenizer keeps motions",
     "reproduce": "train what a paper compares, and set its claims beside the measurements",
+    "train-evaluator": "train what an FID is taken from, a motion-text evaluator of one's own",
     "render": "show motions or tokens as a page with moving skeletons, or as a GIF",
     "bench": "measure every op and module beside other libraries, with what the hardware allows",
     "tune": "measure launch configurations on a GPU, and keep what is faster than the table",
@@ -91,7 +92,7 @@ def _dispatch(arguments: list[str]) -> int:
         command = importlib.import_module("fastvq.models.commands.options").read(name, options)
     except SystemExit as stop:  # how tyro ends after --help (0) and after options that it refuses (2)
         return stop.code if isinstance(stop.code, int) else 2
-    code: int = importlib.import_module(f"fastvq.models.commands.{name}").run(command)
+    code: int = importlib.import_module(f"fastvq.models.commands.{name.replace('-', '_')}").run(command)
     return code
 
 

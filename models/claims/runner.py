@@ -31,6 +31,7 @@ METRICS = (
     "foot_skate",
     "bone_drift_mm",
     "fid",
+    "top1",
     "perplexity",
     "utilisation",
 )

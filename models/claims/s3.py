@@ -46,6 +46,10 @@ STUDY = Study(
             *(PAPER, VQ4, View("rvq_x4", 6), "recon_smooth_l1"),
         ),
         _better(
+            "The same for the FID (x4)",
+            *(PAPER, VQ4, View("rvq_x4", 6), "fid"),
+        ),
+        _better(
             "With residual codes motion can be downsampled more: 6 codes at x8 keep joints better than one at x4",
             *(PAPER, VQ4, View("rvq_x8", 6), "mpjpe_mm"),
         ),

@@ -19,7 +19,8 @@ UNITS = {
     "recon_smooth_l1": "smooth L1",
     "foot_skate": "foot skate, share of contacts",
     "bone_drift_mm": "bone drift, mm",
-    "fid": "FID of our evaluator",
+    "fid": "FID (fastvq evaluator)",
+    "top1": "Top-1 (fastvq evaluator)",
     "perplexity": "perplexity",
     "utilisation": "utilisation",
 }

@@ -7,6 +7,7 @@ from fastvq.models.commands.options import Evaluate
 from fastvq.models.commands.results import metrics, print_table
 from fastvq.models.errors import UserError
 from fastvq.models.evaluation.evaluate import evaluate
+from fastvq.models.evaluation.official_evaluator import open_evaluator
 
 
 def run(command: Evaluate) -> int:
@@ -17,6 +18,7 @@ def run(command: Evaluate) -> int:
         raise UserError(f"--batch-size must be at least 1, got {command.batch_size}")
     console = common.make_console()
     model = common.load_model(command.checkpoint, command.device)
+    evaluator = None if command.evaluator is None else open_evaluator(command.evaluator).to(model.mean.device)
     split = None if command.split == "all" else command.split
     clips = common.read_features(
         command.data, console, model.config, split=split, mapping=command.mapping, scale=command.scale
@@ -27,6 +29,7 @@ def run(command: Evaluate) -> int:
             model,
             clips,
             batch_size=command.batch_size,
+            evaluator=evaluator,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     result["split"] = command.split

@@ -100,6 +100,8 @@ class Evaluate:
     """Motions: a file or folder of BVH, ASF/AMC, joint arrays, or features (272, HumanML3D, KIT-ML)."""
     split: str = "test"
     """The split to measure: train, test, another one that the data names, or all."""
+    evaluator: OptionalPath = None
+    """Adds the FID of an evaluator: a folder of fastvq train-evaluator, or the published finest.tar."""
     json: OptionalPath = None
     """File for the numbers."""
     mapping: OptionalPath = None
@@ -133,8 +135,46 @@ class Reproduce:
     """Channels of every run's convolutions."""
     seeds: tuple[int, ...] = ()
     """Seeds, each a run of everything; three if absent."""
+    evaluator: OptionalPath = None
+    """The evaluator that FIDs are taken from; if absent, a small one is trained once for the data, beside --out."""
     quick: bool = False
     """Toy sizes: whether everything runs. The verdicts mean nothing."""
+
+
+@dataclass(frozen=True)
+class TrainEvaluator:
+    """Train a motion-text evaluator, whose embeddings an FID is taken from, on motions with descriptions.
+
+    The published evaluator's weights cannot be had here. This one has its shape, and what it measures is named after
+    it and compares with nothing else. fastvq evaluate --evaluator uses it.
+    """
+
+    data: Path
+    """Motions with descriptions: a file or folder, as fastvq train takes them."""
+    out: Path
+    """The folder to write."""
+    name: OptionalText = None
+    """What to call the data in the evaluator's label; its file or folder's name if absent."""
+    input_dim: int = 263
+    """Features of a frame, those of the tokenizers to measure: 263, 251 or 272."""
+    small: bool = False
+    """A quarter of the published sizes and a minute's training, for little data and two CPU cores."""
+    movement_steps: OptionalInteger = None
+    """Steps in which the convolutions learn movements; 5000, or 300 of a small one."""
+    match_steps: OptionalInteger = None
+    """Steps in which motions and descriptions learn to meet; 50000, or 700 of a small one."""
+    lr: OptionalNumber = None
+    """Learning rate of Adam; 1e-4, or 5e-4 of a small one."""
+    window: int = 32
+    """Frames of the windows over which an FID is taken."""
+    stride: int = 4
+    """Frames from one window to the next."""
+    seed: int = 0
+    """Seed of weights and batches."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    overwrite: bool = False
+    """Replace the evaluator in --out."""
 
 
 @dataclass(frozen=True)
@@ -243,6 +283,7 @@ _COMMANDS = {
     "decode": Decode,
     "evaluate": Evaluate,
     "reproduce": Reproduce,
+    "train-evaluator": TrainEvaluator,
     "render": Render,
     "bench": Bench,
     "tune": Tune,

@@ -7,6 +7,7 @@ import io
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,27 @@ from fastvq.models.claims.study import Study
 from fastvq.models.claims.verdict import judge, markdown
 from fastvq.models.commands import common
 from fastvq.models.commands.options import Reproduce
+from fastvq.models.commands.train_evaluator import print_facts, train_with_bar
 from fastvq.models.errors import UserError
+from fastvq.models.evaluation.evaluate import evaluate
+from fastvq.models.evaluation.evaluator import (
+    CONFIG,
+    SMALL,
+    EvaluatorConfig,
+    MotionTextEvaluator,
+    identity,
+    load_evaluator,
+    read_facts,
+)
+from fastvq.models.evaluation.official_evaluator import open_evaluator
 from fastvq.models.motion.procedural import generate_clips
 from fastvq.models.storage import write_text
 from fastvq.models.tokenizers.config import TokenizerConfig, check_integer
+from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 from fastvq.models.training.config import TrainConfig
-from fastvq.models.training.data import FeatureClip
+from fastvq.models.training.data import FeatureClip, fingerprint
 from fastvq.models.training.environment import device_name
+from fastvq.models.training.evaluator import SHORT
 
 PROCEDURAL_CLIPS = 400
 # Of --quick.
@@ -37,8 +52,8 @@ def run(command: Reproduce) -> int:
     """Trains, measures and decides; returns the exit code."""
     study = find_study(command.system)
     quick = command.quick
-    steps = command.steps or (QUICK_STEPS if quick else study.steps)
-    width = command.width or (QUICK_WIDTH if quick else study.width)
+    steps = (QUICK_STEPS if quick else study.steps) if command.steps is None else command.steps
+    width = (QUICK_WIDTH if quick else study.width) if command.width is None else command.width
     seeds = command.seeds or (study.seeds[:1] if quick else study.seeds)
     check_integer("--steps", steps, 2)
     check_integer("--width", width, 1)
@@ -54,12 +69,29 @@ def run(command: Reproduce) -> int:
     clips = _clips(command, config.model, console)
     rows = []
     try:
-        for row in reproduce(study, clips, out, seeds=seeds, steps=steps, width=width, console=console):
+        evaluator, learnt = _evaluator(command, clips, config.model.input_dim, out, console)
+
+        def measure(model: MotionTokenizer, held_out: Sequence[FeatureClip], streams: int | None) -> dict[str, Any]:
+            return evaluate(model, held_out, streams=streams, evaluator=evaluator)
+
+        for row in reproduce(
+            study,
+            clips,
+            out,
+            seeds=seeds,
+            steps=steps,
+            width=width,
+            console=console,
+            measure=measure,
+            measured_by=identity(evaluator) if evaluator else "",
+        ):
             rows.append(row)
     except KeyboardInterrupt:
         console.print("The same command goes on from here.")
         return 130
     facts = _facts(command, clips, config, seeds)
+    if evaluator is not None:
+        facts["FID"] = _fid(evaluator, learnt, clips)
     page = markdown(study, rows, facts, _notes(clips, config))
     table, text = out / f"claims_{study.name}.csv", out / f"claims_{study.name}.md"
     write_text(table, csv_text(rows))
@@ -67,6 +99,48 @@ def run(command: Reproduce) -> int:
     _show(study, rows, console)
     console.print(f"Table:  {text}\nRows:   {table}", markup=False)
     return 0
+
+
+def _evaluator(
+    command: Reproduce, clips: Sequence[FeatureClip], input_dim: int, out: Path, console: Console
+) -> tuple[MotionTextEvaluator | None, dict[str, Any]]:
+    """The evaluator that was given, that of the data if it was trained before, or one that is trained now, and facts
+    of its training; None where the motions have no descriptions to learn from."""
+    if command.evaluator is not None:
+        own = command.evaluator.is_dir()
+        return open_evaluator(command.evaluator), read_facts(command.evaluator)["training"] if own else {}
+    if len({clip.text for clip in clips if clip.split == "train" and clip.text.strip()}) < 2:
+        console.print("The motions have no descriptions, so that there is no evaluator and no FID.")
+        return None, {}
+    folder = out.parent / f"evaluator-{fingerprint(clips)[:8]}{'-quick' if command.quick else ''}"
+    if not (folder / CONFIG).is_file():
+        training = replace(SHORT, movement_steps=5, match_steps=5) if command.quick else SHORT
+        data = "made-up motions" if command.data is None else command.data.resolve().name
+        config = EvaluatorConfig(input_dim=input_dim, **SMALL)
+        trained, facts = train_with_bar(config, clips, console, data=data, training=training)
+        trained.save(folder, facts)
+    console.print(f"Evaluator: {folder}", markup=False)
+    learnt = read_facts(folder)["training"]
+    print_facts(learnt, console)
+    return load_evaluator(folder), learnt
+
+
+def _fid(evaluator: MotionTextEvaluator, learnt: Mapping[str, Any], clips: Sequence[FeatureClip]) -> str:
+    """What the FIDs are, in words."""
+    counts = [len(evaluator.windows(clip.features)) for clip in clips if clip.split == "test"]
+    frames = evaluator.config.window
+    text = (
+        f"{evaluator.name}, {evaluator.config.embedding_dim} dimensions, over {sum(counts):,} "
+        f"{f'overlapping windows of {frames} frames' if frames else 'whole clips'}, of the "
+        f"{sum(map(bool, counts))} test clips that are long enough"
+    )
+    test = learnt.get("test") or {}
+    if "top1" in test:
+        text += (
+            f"; of 32 descriptions it finds a test motion's own first {test['top1']:.0%} of the time "
+            f"(by chance {test['chance_top1']:.0%})"
+        )
+    return text
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -109,6 +109,25 @@ def metrics(evaluation: Mapping[str, Any], config: TokenizerConfig) -> list[Metr
             Metric(f"Stage {stage}", f"{perplexity:.0f}, {share:.0%}", "Perplexity and utilisation of this stage.")
             for stage, (perplexity, share) in enumerate(each)
         ]
+    if "fid" in evaluation:
+        rows.append(
+            Metric(
+                evaluation["fid_name"],
+                number_text(evaluation["fid"]),
+                f"Fréchet distance of {evaluation['fid_dimensions']} embeddings over {evaluation['fid_windows']:,} "
+                f"windows of {evaluation['fid_clips']} clips. It compares with others of this evaluator only, never "
+                "with a paper's.",
+            )
+        )
+    if "top1" in evaluation:
+        rows.append(
+            Metric(
+                "Found by description",
+                f"{evaluation['top1']:.1%}",
+                "Windows that are nearest to their own description among 32 (R-precision, top 1, by the same "
+                f"evaluator); {evaluation['original_top1']:.1%} of the original ones.",
+            )
+        )
     if "centroid_cosine" in evaluation:
         rows.append(
             Metric(

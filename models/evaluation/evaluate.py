@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastvq.models.errors import UserError
+from fastvq.models.evaluation.embedding import embedding_metrics
+from fastvq.models.evaluation.evaluator import MotionTextEvaluator
 from fastvq.models.evaluation.metrics import (
     acceleration_errors,
     bone_errors,
@@ -38,6 +40,7 @@ def evaluate(
     batch_size: int = 16,
     seed: int = 0,
     streams: int | None = None,
+    evaluator: MotionTextEvaluator | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Encodes and decodes whole clips and compares them with themselves.
@@ -54,6 +57,7 @@ def evaluate(
         seed: of the shuffling.
         streams: decode only the first so many tokens of each latent, where the model can do without the others (the
             last stages of a residual stack); all if absent.
+        evaluator: adds an FID and its kin; see :func:`fastvq.models.evaluation.embedding.embedding_metrics`.
         progress: called with the number of clips done and the number of clips.
 
     Returns:
@@ -73,7 +77,7 @@ def evaluate(
         tokens_per_second, encode_seconds: speed of encoding.
 
     Raises:
-        UserError: no clips, or more streams than the model has.
+        UserError: no clips, more streams than the model has, or an evaluator of other features.
     """
     if not clips:
         raise UserError("there is no clip to evaluate: choose another split or give more data")
@@ -86,7 +90,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        return _Evaluation(model, clips, batch_size, seed, streams, progress).run()
+        return _Evaluation(model, clips, batch_size, seed, streams, evaluator, progress).run()
     finally:
         model.train(was_training)
 
@@ -99,10 +103,11 @@ class _Evaluation:
         batch_size: int,
         seed: int,
         streams: int,
+        evaluator: MotionTextEvaluator | None,
         progress: Callable[[int, int], None] | None,
     ) -> None:
         self.model, self.batch_size, self.seed, self.progress = model, batch_size, seed, progress
-        self.streams = streams
+        self.streams, self.evaluator = streams, evaluator
         self.clips = sorted(clips, key=lambda clip: len(clip.features))
         self.device = model.mean.device
         self.mean = model.mean.cpu().numpy()
@@ -118,11 +123,14 @@ class _Evaluation:
         skate, original_skate = _Mean(), _Mean()
         mean_pose, shuffled_pose = _Mean(), _Mean()
         shuffled = self._shuffled(tokens)
+        motions: list[np.ndarray] = []
         for start in range(0, len(self.clips), self.batch_size):
             part = slice(start, start + self.batch_size)
             clips = self.clips[part]
             decoded = self._decode(tokens[part], clips)
             from_shuffled = self._decode(shuffled[part], clips)
+            if self.evaluator is not None:
+                motions += [motion.cpu().numpy() for motion in decoded]
             for clip, motion, other in zip(clips, decoded, from_shuffled, strict=True):
                 smooth_l1 += self._smooth_l1(motion, clip)
                 target = self.features.to_joints(clip.features)
@@ -155,6 +163,7 @@ class _Evaluation:
             "mpjpe_mean_features_mm": mean_pose.value(),
             **code_use(counts, self.model.config),
             **self._orthogonality(),
+            **self._embedding(motions),
             "clips": len(self.clips),
             "frames": frames,
             "latents": sum(latents),
@@ -162,6 +171,13 @@ class _Evaluation:
             "tokens_per_second": sum(latents) * self.model.config.streams / seconds,
             "encode_seconds": seconds,
         }
+
+    def _embedding(self, motions: list[np.ndarray]) -> dict[str, Any]:
+        """Of the decoded motions, in the order of the clips."""
+        if self.evaluator is None:
+            return {}
+        texts = [clip.text for clip in self.clips]
+        return embedding_metrics(self.evaluator, [clip.features for clip in self.clips], motions, texts)
 
     def _orthogonality(self) -> dict[str, float]:
         """Of the pose codes' codebook, where the model has one."""

@@ -23,12 +23,19 @@ def test_claims_beside_measurements(fastvq: Callable[..., Any], tmp_path: Path) 
     page = (out / "claims_s3.md").read_text()
     assert all(claim.sentence in page for claim in study("s3").claims)
     assert "40 made-up motions at 20 frames a second" in page
+    assert all(float(row["fid"]) > 0 for row in rows)
+    assert "FID (fastvq evaluator, trained on made-up motions), 128 dimensions, over" in page
     assert str(tmp_path) not in page
     again = fastvq("reproduce", "s3", "--quick", "--out", out)
     assert again.code == 0
     assert "step 4/4" in outcome.out
     assert "step 4/4" not in again.out
     assert (out / "claims_s3.md").read_text() == page
+    assert len(list(tmp_path.glob("evaluator-*-quick"))) == 1
+    (evaluator,) = tmp_path.glob("evaluator-*-quick")
+    given = fastvq("reproduce", "s3", "--quick", "--out", out, "--evaluator", evaluator)
+    assert given.code == 0
+    assert "step 4/4" not in given.out
 
 
 @pytest.mark.parametrize(
@@ -36,6 +43,7 @@ def test_claims_beside_measurements(fastvq: Callable[..., Any], tmp_path: Path) 
     [
         (["s9"], "there are no claims of 's9' to test"),
         (["s3", "--steps", "1"], "--steps must be an integer of at least 2, got 1"),
+        (["s3", "--steps", "0"], "--steps must be an integer of at least 2, got 0"),
         (["s3", "--seeds", "1", "1"], "--seeds must differ, got 1 1"),
         (["s3", "--seeds", "-1"], "--seeds must be an integer of at least 0"),
         (["s3", "--width", "-8"], "--width must be an integer of at least 1"),
