@@ -20,6 +20,25 @@ void count(const Ema& call, int64_t group) {
   call.totals[group] = total;
 }
 
+// The average and the code of LENGTH bytes of columns, or the average alone where the code has no size.
+template <class T, int LENGTH>
+FASTVQ_INLINE void move(T* sum, T* code, const T* add, T decay, T gain, T size) {
+  typedef T Vector __attribute__((vector_size(LENGTH)));
+  const Vector moved = decay * load<Vector>(sum) + gain * load<Vector>(add);
+  store(sum, moved);
+  if (size > 0) store(code, moved / size);
+}
+
+template <class T>
+FASTVQ_INLINE void move_all(T* sum, T* code, const T* add, int64_t dim, T decay, T gain, T size) {
+  constexpr int64_t whole = 4 * LANES / sizeof(T), half = 32 / sizeof(T), quarter = 16 / sizeof(T);
+  int64_t d = 0;
+  for (; d + whole <= dim; d += whole) move<T, 4 * LANES>(sum + d, code + d, add + d, decay, gain, size);
+  for (; d + half <= dim; d += half) move<T, 32>(sum + d, code + d, add + d, decay, gain, size);
+  for (; d + quarter <= dim; d += quarter) move<T, 16>(sum + d, code + d, add + d, decay, gain, size);
+  for (; d < dim; ++d) move<T, sizeof(T)>(sum + d, code + d, add + d, decay, gain, size);
+}
+
 template <class T>
 void update(const Ema& call, int64_t group, int64_t first, int64_t last) {
   const T decay = static_cast<T>(call.decay), gain = static_cast<T>(1 - call.decay);
@@ -29,20 +48,13 @@ void update(const Ema& call, int64_t group, int64_t first, int64_t last) {
   constexpr T TINY = sizeof(T) == 8 ? static_cast<T>(DBL_MIN) : static_cast<T>(FLT_MIN);
   for (int64_t k = first; k < last; ++k) {
     const int64_t at = group * call.codes + k;
-    T* __restrict sum = static_cast<T*>(call.embed_sum) + at * call.dim;
-    T* __restrict code = static_cast<T*>(call.codebook) + at * call.dim;
-    const T* __restrict add = static_cast<const T*>(call.sums) + at * call.dim;
+    T* sum = static_cast<T*>(call.embed_sum) + at * call.dim;
+    T* code = static_cast<T*>(call.codebook) + at * call.dim;
+    const T* add = static_cast<const T*>(call.sums) + at * call.dim;
     const T n = static_cast<const T*>(call.cluster_size)[at];
     const double smooth = call.laplace ? (n + call.eps) / (total + codes * call.eps) * total : n;
     const T size = static_cast<T>(smooth);
-    if (size > 0) {
-      for (int64_t d = 0; d < call.dim; ++d) {
-        sum[d] = decay * sum[d] + gain * add[d];
-        code[d] = sum[d] / size;
-      }
-    } else {
-      for (int64_t d = 0; d < call.dim; ++d) sum[d] = decay * sum[d] + gain * add[d];
-    }
+    move_all(sum, code, add, call.dim, decay, gain, size);
     if (call.normalize) {
       double square = 0;
       for (int64_t d = 0; d < call.dim; ++d) square += double(code[d]) * double(code[d]);

@@ -43,8 +43,37 @@ FASTVQ_INLINE void add_codes(T* to, bool from_zero, const T* const* codes, int c
   }
 }
 
+// One stage of codes as short as LENGTH bytes: each goes where it belongs through one register. Adding it to zero takes
+// the sign of a negative one, as every sum from zero does. Groups' indices may lie far apart, a few rows' side by side.
+template <class T, int LENGTH>
+void gather_short(const Lookup& call, int64_t first, int64_t last, IndexRange& seen) {
+  typedef T Vector __attribute__((vector_size(LENGTH)));
+  constexpr int64_t ROWS = 8;
+  const int64_t row_values = call.groups * call.dim;
+  for (int64_t row = first; row < last; row += ROWS) {
+    const int64_t count = last - row < ROWS ? last - row : ROWS;
+    const int64_t* indices[ROWS];
+    for (int64_t i = 0; i < count; ++i)
+      indices[i] = call.indices.data + (row + i) / call.rows2 * call.indices.stride1 +
+                   (row + i) % call.rows2 * call.indices.stride2;
+    T* to = static_cast<T*>(call.out) + row * row_values;
+    const T* codes = static_cast<const T*>(call.codebooks);
+    for (int64_t group = 0; group < call.groups; ++group, to += call.dim, codes += call.group_stride)
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t code = indices[i][group * call.indices.group_stride];
+        const bool inside = code >= 0 && code < call.codes;
+        if (!inside) seen.include(code);
+        store(to + i * row_values, inside ? Vector{} + load<Vector>(codes + code * call.code_stride) : Vector{});
+      }
+  }
+}
+
 template <class T>
 void gather_as(const Lookup& call, int64_t first, int64_t last, IndexRange& seen) {
+  const int64_t length = call.stages == 1 && call.dim_stride == 1 ? call.dim * int64_t{sizeof(T)} : 0;
+  if (length == 16) return gather_short<T, 16>(call, first, last, seen);
+  if (length == 32) return gather_short<T, 32>(call, first, last, seen);
+  if (length == 64) return gather_short<T, 64>(call, first, last, seen);
   const T* chosen[MOST];
   for (int64_t row = first; row < last; ++row) {
     const int64_t r1 = row / call.rows2, r2 = row % call.rows2;

@@ -9,7 +9,17 @@ namespace {
 constexpr int WIDTH = LANES / 2;
 typedef float Narrow __attribute__((vector_size(2 * LANES)));
 
-constexpr int COLUMNS = 8 * WIDTH;  // of one code, summed in registers
+template <class Source>
+FASTVQ_INLINE Doubles load_wide(const Source* from) {
+  if constexpr (sizeof(Source) == 4) return __builtin_convertvector(load<Narrow>(from), Doubles);
+  if constexpr (sizeof(Source) == 8) return load<Doubles>(from);
+  double values[WIDTH];
+  for (int d = 0; d < WIDTH; ++d) values[d] = widen(from[d]);
+  return load<Doubles>(values);
+}
+
+FASTVQ_INLINE void store_sums(float* to, Doubles sums) { store(to, __builtin_convertvector(sums, Narrow)); }
+FASTVQ_INLINE void store_sums(double* to, Doubles sums) { store(to, sums); }
 
 // Sums one slice of `width` columns, padded to `step` doubles a code. Whole vectors of float32 are read in place.
 template <class Source, class Out>
@@ -46,45 +56,31 @@ void sum_slice_of(const SegmentSum& call, int64_t group, int64_t slice, char* sc
     }
 
   Out* out = static_cast<Out*>(call.sums) + group * call.codes * x.dim + first;
-  for (int64_t k = 0; k < call.codes; ++k)
-    for (int64_t d = 0; d < width; ++d) out[k * x.dim + d] = static_cast<Out>(sums[k * step + d]);
+  for (int64_t k = 0; k < call.codes; ++k) {
+    int64_t d = 0;
+    for (; d + WIDTH <= width; d += WIDTH) store_sums(out + k * x.dim + d, load<Doubles>(sums + k * step + d));
+    for (; d < width; ++d) out[k * x.dim + d] = static_cast<Out>(sums[k * step + d]);
+  }
   if (slice == 0)
     for (int64_t k = 0; k < call.codes; ++k)
       static_cast<Out*>(call.counts)[group * call.codes + k] = static_cast<Out>(counts[k]);
 }
 
-// WIDTH values, or the `count` first of them and zeros, as float64.
-template <class Source>
-FASTVQ_INLINE Doubles load_wide(const Source* from, int64_t count) {
-  if (count >= WIDTH) {
-    if constexpr (sizeof(Source) == 4) return __builtin_convertvector(load<Narrow>(from), Doubles);
-    if constexpr (sizeof(Source) == 8) return load<Doubles>(from);
-  }
-  double values[WIDTH] = {};
-  for (int64_t d = 0; d < WIDTH && d < count; ++d) values[d] = widen(from[d]);
-  return load<Doubles>(values);
-}
-
-// Sums COLUMNS columns of one code's rows in registers. The rows lie anywhere: those to come are fetched ahead.
-template <class Source, class Out>
-void sum_columns(const Source* x, const int64_t* offsets, int64_t count, int64_t columns, Out* out) {
-  constexpr int64_t AHEAD = 6;
-  constexpr int64_t LINE = 64 / sizeof(Source);
-  Doubles sums[COLUMNS / WIDTH] = {};
+// Sums COUNT vectors of one code's rows in registers. The rows lie anywhere: those to come are fetched ahead, also the
+// next codes', as far as offsets are `listed`.
+template <int COUNT, class Source, class Out>
+FASTVQ_INLINE void sum_columns(const Source* x, const int64_t* offsets, int64_t count, int64_t listed, Out* out) {
+  constexpr int64_t AHEAD = 6, LINE = 64 / sizeof(Source);
+  Doubles sums[COUNT] = {};
   for (int64_t i = 0; i < count; ++i) {
     const Source* row = x + offsets[i];
-    const Source* later = x + offsets[i + AHEAD < count ? i + AHEAD : count - 1];
-    for (int64_t d = 0; d < columns; d += LINE) __builtin_prefetch(later + d);
-    if (columns == COLUMNS) {
-#pragma GCC unroll 16
-      for (int v = 0; v < COLUMNS / WIDTH; ++v) sums[v] += load_wide(row + v * WIDTH, WIDTH);
-    } else {
-      for (int64_t d = 0; d < columns; d += WIDTH) sums[d / WIDTH] += load_wide(row + d, columns - d);
-    }
+    const Source* later = x + offsets[i + AHEAD < listed ? i + AHEAD : listed - 1];
+    for (int64_t d = 0; d < COUNT * WIDTH; d += LINE) __builtin_prefetch(later + d);
+#pragma GCC unroll 8
+    for (int v = 0; v < COUNT; ++v) sums[v] += load_wide(row + v * WIDTH);
   }
-  double values[COLUMNS];
-  for (int v = 0; v < COLUMNS / WIDTH; ++v) store(values + v * WIDTH, sums[v]);
-  for (int64_t d = 0; d < columns; ++d) out[d] = static_cast<Out>(values[d]);
+#pragma GCC unroll 8
+  for (int v = 0; v < COUNT; ++v) store_sums(out + v * WIDTH, sums[v]);
 }
 
 template <class Source, class Out>
@@ -96,8 +92,17 @@ void sum_codes_of(const SegmentSum& call, const CodeOrder& order, int64_t group,
   for (int64_t k = first; k < last; ++k) {
     const int64_t count = starts[k + 1] - starts[k];
     Out* out = static_cast<Out*>(call.sums) + (group * codes + k) * dim;
-    for (int64_t d = 0; d < dim; d += COLUMNS)
-      sum_columns(x + d, offsets + starts[k], count, dim - d < COLUMNS ? dim - d : COLUMNS, out + d);
+    const int64_t* own = offsets + starts[k];
+    const int64_t listed = starts[codes] - starts[k];
+    int64_t d = 0;
+    for (; d + 8 * WIDTH <= dim; d += 8 * WIDTH) sum_columns<8>(x + d, own, count, listed, out + d);
+    for (; d + 4 * WIDTH <= dim; d += 4 * WIDTH) sum_columns<4>(x + d, own, count, listed, out + d);
+    for (; d + WIDTH <= dim; d += WIDTH) sum_columns<1>(x + d, own, count, listed, out + d);
+    for (; d < dim; ++d) {
+      double sum = 0;
+      for (int64_t i = 0; i < count; ++i) sum += widen(x[own[i] + d]);
+      out[d] = static_cast<Out>(sum);
+    }
     static_cast<Out*>(call.counts)[group * codes + k] = static_cast<Out>(count);
   }
 }
