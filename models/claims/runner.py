@@ -22,7 +22,8 @@ from fastvq.models.training.run_folder import RunFolder
 from fastvq.models.training.trainer import train
 
 FORMAT = "fastvq-claims-run/1"
-# What is taken from an evaluation into the table, in its order; a metric that was not measured is left empty.
+# What is taken from an evaluation into the table, in its order; a metric that was not measured is left empty. A study
+# names further ones.
 METRICS = (
     "mpjpe_mm",
     "pa_mpjpe_mm",
@@ -35,9 +36,11 @@ METRICS = (
     "perplexity",
     "utilisation",
 )
+# Of the motions themselves, beside which that of what became of them stands.
+ORIGINAL = {"foot_skate": "foot_skate_original", "top1": "original_top1"}
 COLUMNS = (
     *("study", "run", "streams", "kind", "seed", "steps", "seconds", "width", "parameters", "downsample"),
-    *("codes_per_second", *METRICS),
+    *("codes_per_second", "train_perplexity", *METRICS, *ORIGINAL.values()),
 )
 Row = dict[str, Any]
 Measure = Callable[[MotionTokenizer, Sequence[FeatureClip], int | None], Mapping[str, Any]]
@@ -82,7 +85,7 @@ def reproduce(
     for seed in seeds:
         for run in study.runs:
             config = study.config(run, seed=seed, steps=steps, width=width)
-            key = _key(config, run, data, measured_by)
+            key = _key(config, run, data, [measured_by, *COLUMNS, *study.metrics])
             file = out / f"{run.name}_seed{seed}.json"
             rows = _read(file, key)
             if rows is None:
@@ -105,7 +108,7 @@ def _rows(
     result = train(config, clips, folder, resume=RunFolder(folder).last() is not None, console=console)
     if result.interrupted:
         raise KeyboardInterrupt
-    model, rows = result.model, []
+    model, rows, log = result.model, [], _log(folder / "metrics.jsonl")
     for streams in run.streams:
         found = measure(model, held_out, streams)
         held = config.model.streams if streams is None else streams
@@ -117,22 +120,27 @@ def _rows(
                 "kind": run.kind,
                 "seed": config.seed,
                 "steps": config.steps,
-                "seconds": round(training_seconds(folder / "metrics.jsonl"), 1),
+                "seconds": round(training_seconds(log), 1),
                 "width": config.model.width,
                 "parameters": sum(weight.numel() for weight in model.parameters()),
                 "downsample": config.model.downsample,
                 "codes_per_second": held * config.model.fps / config.model.downsample,
-                **{name: found[name] for name in METRICS if name in found},
+                # Of the last steps, by the run's own log; absent without learned codes.
+                **({"train_perplexity": log[-1]["perplexity"]} if "perplexity" in log[-1] else {}),
+                **{name: found[name] for name in (*METRICS, *ORIGINAL.values(), *study.metrics) if name in found},
             }
         )
     return rows
 
 
-def training_seconds(metrics: Path) -> float:
-    """Seconds of a run's steps by its own log, those before a resume included; checkpoints are not counted."""
+def _log(metrics: Path) -> list[Row]:
+    return [parse_json(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+
+
+def training_seconds(log: Sequence[Row]) -> float:
+    """Seconds of a run's steps by the rows of its own log, those before a resume included, checkpoints not."""
     total, before = 0.0, 0
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        row = parse_json(line)
+    for row in log:
         total += (row["step"] - before) / row["steps_per_second"]
         before = row["step"]
     return total
@@ -143,9 +151,9 @@ def view_of(row: Mapping[str, Any]) -> View:
     return View(row["run"], None if row["streams"] == "all" else int(row["streams"]))
 
 
-def _key(config: TrainConfig, run: Run, data: str, measured_by: str) -> str:
+def _key(config: TrainConfig, run: Run, data: str, measured_by: Sequence[str]) -> str:
     """Changes with everything that rows depend on."""
-    parts = [config.to_dict(), config.model.kind, list(run.streams), data, measured_by, list(METRICS)]
+    parts = [config.to_dict(), config.model.kind, list(run.streams), data, list(measured_by)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
-from fastvq.models.claims.study import Study
 from fastvq.models.errors import UserError
+
+if TYPE_CHECKING:  # the command's options read the names, and load no torch for it
+    from fastvq.models.claims.study import Study
 
 # A module here, claims/<name>.py, that holds STUDY = Study("<name>", ...), is added by its name.
 NAMES = ("s3",)

@@ -81,6 +81,8 @@ class Study:
         steps, width: of every run unless the command says otherwise; for about 90 seconds on one thread.
         seeds: of every run.
         model, training: settings of every run.
+        metrics: further numbers of an evaluation that claims need, beside those of all studies: the key that
+            ``evaluate`` gives them -> a heading with the unit.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Study:
     seeds: tuple[int, ...] = (0, 1, 2)
     model: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         measured = {(run.name, streams) for run in self.runs for streams in run.streams}

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from fastvq.models.claims.studies import NAMES
+
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(optional)")]
 OptionalText = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(optional)")]
 OptionalNumber = Annotated[float | None, tyro.conf.arg(metavar="NUMBER", help_behavior_hint="(optional)")]
@@ -124,7 +126,9 @@ class Reproduce:
     same command goes on after Ctrl-C. Without --data the motions are made up.
     """
 
-    system: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SYSTEM", help="Whose claims: s3.")]
+    system: Annotated[
+        tyro.conf.Positional[str], tyro.conf.arg(metavar="SYSTEM", help=f"Whose claims: {', '.join(NAMES)}.")
+    ]
     data: OptionalPath = None
     """Motions with a train and a test split: a file or folder, as fastvq train takes them."""
     out: OptionalPath = None

@@ -94,7 +94,7 @@ def run(command: Reproduce) -> int:
         facts["FID"] = _fid(evaluator, learnt, clips)
     page = markdown(study, rows, facts, _notes(clips, config))
     table, text = out / f"claims_{study.name}.csv", out / f"claims_{study.name}.md"
-    write_text(table, csv_text(rows))
+    write_text(table, csv_text(rows, (*COLUMNS, *study.metrics)))
     write_text(text, page)
     _show(study, rows, console)
     console.print(f"Table:  {text}\nRows:   {table}", markup=False)
@@ -143,12 +143,12 @@ def _fid(evaluator: MotionTextEvaluator, learnt: Mapping[str, Any], clips: Seque
     return text
 
 
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV, a column for each of ``COLUMNS``."""
+def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Rows as CSV."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _short(row.get(name, "")) for name in COLUMNS} for row in rows)
+    writer.writerows({name: _short(row.get(name, "")) for name in columns} for row in rows)
     return text.getvalue()
 
 

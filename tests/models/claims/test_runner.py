@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,9 +29,9 @@ def clips():
     return prepare_clips(generate_clips(20, seed=0), fps=20.0, form=format_of(263))
 
 
-def rows_of(clips, out, steps=3, **options):
+def rows_of(clips, out, steps=3, study=STUDY, **options):
     sizes = {"seeds": (0, 5), "steps": steps, "width": 8, "console": Console(quiet=True)}
-    return list(runner.reproduce(STUDY, clips, out, **sizes, **options))
+    return list(runner.reproduce(study, clips, out, **sizes, **options))
 
 
 def test_rows_files_and_nothing_twice(clips, tmp_path, monkeypatch):
@@ -42,6 +43,9 @@ def test_rows_files_and_nothing_twice(clips, tmp_path, monkeypatch):
     first, _, third = rows[:3]
     assert (first["codes_per_second"], third["codes_per_second"], first["steps"]) == (5.0, 10.0, 3)
     assert first["seconds"] > 0
+    log = [json.loads(line) for line in (tmp_path / "two_seed5" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["train_perplexity"] == log[-1]["perplexity"]
+    assert rows[-1]["foot_skate_original"] == rows[0]["foot_skate_original"]
     assert np.isfinite([row["mpjpe_mm"] for row in rows]).all()
     assert len({row["mpjpe_mm"] for row in rows}) == len(rows), "seeds, runs and views differ"
     assert set(first) <= set(runner.COLUMNS)
@@ -60,13 +64,16 @@ def test_measurements_by_others_are_not_taken_for_these(clips, tmp_path):
 
     def measure(model, held_out, streams):
         calls.append((len(held_out), streams))
-        return {"fid": 1.5, "unknown": 2}
+        return {"fid": 1.5, "unknown": 2, "named": 3.5}
 
     rows = rows_of(clips, tmp_path, measure=measure, measured_by="another")
     assert calls == 2 * [(2, None), (2, 1), (2, None)]
     assert rows[0]["fid"] == 1.5
     assert "mpjpe_mm" not in rows[0]
     assert "unknown" not in rows[0]
+    assert "named" not in rows[0]
+    more = replace(STUDY, metrics={"named": "what the study alone needs"})
+    assert [row["named"] for row in rows_of(clips, tmp_path, study=more, measure=measure)] == 6 * [3.5]
 
 
 def test_a_run_with_other_settings_is_refused(clips, tmp_path):
@@ -86,7 +93,6 @@ def test_damage_and_data_without_a_test_split_are_refused(clips, tmp_path):
     assert len(rows_of(clips, tmp_path)) == 6
 
 
-def test_seconds_are_those_of_all_steps(tmp_path):
+def test_seconds_are_those_of_all_steps():
     rows = [{"step": 10, "steps_per_second": 5.0}, {"step": 14, "steps_per_second": 2.0}]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert runner.training_seconds(tmp_path / "metrics.jsonl") == 4.0
+    assert runner.training_seconds(rows) == 4.0

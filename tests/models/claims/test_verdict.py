@@ -75,8 +75,23 @@ def test_the_page_has_both_figures_and_says_what_held():
     )
     assert "| b, first 1 | 5 | 0.00 M | 10 | 2 | 0 1 | 35 (35 to 35) |" in page
     assert "- Data: two clips" in page
+    assert "the motions themselves" not in page
     assert "- less data.\n- because.\n" in page
     assert "fid" not in page.lower().replace("(fid)", "")
+
+
+def test_a_study_has_numbers_of_its_own_and_the_motions_theirs():
+    runs = (Run("a", "rvqvae"), Run("b", "rvqvae", streams=(1, None)))
+    spread = Claim("it spreads", "paper", (A, C), "angle", larger=True)
+    study = Study("x", "X", runs, (spread,), "", metrics={"angle": "angle, degrees"})
+    rows = [
+        row(view, 0, 40, angle=angle, foot_skate=0.2, foot_skate_original=0.05) for view, angle in ((A, 3), (C, 9))
+    ]
+    page = markdown(study, rows, {}, [])
+    assert "3 → 9, +200 % (angle, degrees) | **reproduced**" in page
+    assert "| joint error, mm | foot skate, share of frames | angle, degrees |" in page
+    (own,) = [line for line in page.splitlines() if "the motions themselves" in line]
+    assert [cell.strip() for cell in own.split("|")] == ["", "the motions themselves", *[""] * 6, "0.05", "", ""]
 
 
 @pytest.mark.parametrize("text", ["nan", "inf"])
