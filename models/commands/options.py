@@ -182,6 +182,43 @@ class TrainEvaluator:
 
 
 @dataclass(frozen=True)
+class Edit:
+    """Change a motion by its pose codes, and measure whether the decoded motion does what was asked.
+
+    Takes a model with pose codes (fastvq train pose-rvq). --rule "raise the right hand from frame 20 to 40" sets all
+    codes that the rule stands for, --set "left knee=bent at 90 degrees" a single one by its name. Prints in what
+    share of the edited frames each asked code is seen in the decoded motion, before and after.
+    """
+
+    source: Annotated[
+        tyro.conf.Positional[Path],
+        tyro.conf.arg(
+            metavar="TOKENS_OR_MOTIONS", help="A token file (.safetensors), or motions, which are encoded first."
+        ),
+    ]
+    checkpoint: str
+    """The model: a run folder, a folder of save_pretrained, or a name on the Hugging Face Hub."""
+    out: Path
+    """The file to write: edited tokens (.safetensors), or a page with each motion before and after (.html)."""
+    rule: tuple[str, ...] = ()
+    """Rules; one that there is not is answered with those that there are."""
+    set: tuple[str, ...] = ()
+    """Pose codes, published ("L-knee=9") or in words ("left hand=above the neck")."""
+    frames: OptionalText = None
+    """The span START:STOP of what names none itself, without the frame STOP; the whole clip if absent."""
+    clip: tuple[str, ...] = ()
+    """Names of the clips to edit; all if absent."""
+    without_residuals: bool = False
+    """Leave out the residual codes of the edited frames, which were chosen for the motion as it was."""
+    json: OptionalPath = None
+    """File for the numbers."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    overwrite: bool = False
+    """Replace --out and --json if they exist."""
+
+
+@dataclass(frozen=True)
 class Render:
     """Show motions or tokens as a page with moving skeletons (.html) or as an animation (.gif).
 
@@ -288,6 +325,7 @@ _COMMANDS = {
     "evaluate": Evaluate,
     "reproduce": Reproduce,
     "train-evaluator": TrainEvaluator,
+    "edit": Edit,
     "render": Render,
     "bench": Bench,
     "tune": Tune,

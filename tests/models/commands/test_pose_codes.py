@@ -11,7 +11,7 @@ import torch
 from fastvq.models.cli import main
 from fastvq.models.motion.feature_formats import format_of
 from fastvq.models.motion.load import load_clips
-from fastvq.models.motion.pose_codes import parse_features
+from fastvq.models.motion.pose_codes import code_named, parse_features
 from fastvq.models.tokenizers.pose_residual_vqvae import PoseResidualVQVAE
 from fastvq.models.tokenizers.token_file import read_manifest, read_tokens
 from fastvq.models.training.data import prepare_clips
@@ -67,6 +67,76 @@ def test_evaluate_and_render(fastvq: Callable[..., Any], run: Path, motions: Pat
     page, tokens = tmp_path / "page.html", run / "tokens.safetensors"
     assert fastvq("render", "--checkpoint", run, "--data", motions, "--out", page, "--max-clips", 1).code == 0
     assert fastvq("render", "--checkpoint", run, "--tokens", tokens, "--out", tmp_path / "tokens.html").code == 0
+
+
+def test_edit(fastvq: Callable[..., Any], run: Path, motions: Path, tmp_path: Path) -> None:
+    model = PoseResidualVQVAE.from_pretrained(run)
+    stored = read_tokens(run / "tokens.safetensors", model)
+    name = stored[0].name
+    options = [
+        "--checkpoint",
+        run,
+        "--rule",
+        "raise the right hand from frame 4 to 12",
+        "--set",
+        "left knee=straight",
+    ]
+    out, numbers = tmp_path / "edited.safetensors", tmp_path / "edited.json"
+    outcome = fastvq("edit", run / "tokens.safetensors", *options, "--frames", "0:8", "--out", out, "--json", numbers)
+    assert outcome.code == 0
+    assert "right hand above the neck" in outcome.out
+    assert "edit consistency" in outcome.out
+    for before, after in zip(stored, read_tokens(out, model), strict=True):
+        assert (before.name, before.frames) == (after.name, after.frames)
+        changed = (before.tokens != after.tokens).any(dim=0)
+        assert changed[1:3].all()
+        assert not changed[3:].any()
+        assert model.pose_codes(after.tokens).has(code_named("left knee straight"))[:2].all()
+    values = json.loads(numbers.read_text())
+    assert values["format"] == "fastvq-edit/1"
+    assert values["edits"] == ["raise the right hand from frame 4 to 12", "left knee=straight from frame 0 to 8"]
+    assert len(values["clips"]) == len(stored)
+    assert 0 <= values["consistency"]["after"] <= 1
+    assert fastvq("decode", "--checkpoint", run, "--tokens", out, "--out", tmp_path / "bvh").code == 0
+    page = tmp_path / "edited.html"
+    more = ["--clip", name, "--without-residuals", "--out", page]
+    assert fastvq("edit", motions, *options[:4], *more).code == 0
+    assert name in page.read_text()
+    assert "raise the right hand from frame 4 to 12" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ([], "there is nothing to edit: give --rule"),
+        (
+            ["--rule", "rise the right hand"],
+            "there is no rule 'rise the right hand': close are 'raise the right hand'",
+        ),
+        (["--set", "left nee=straight"], "close are 'left knee straight'"),
+        (["--rule", "hands apart", "--frames", "5"], "--frames must be START:STOP, such as 20:40, got '5'"),
+        (["--rule", "hands apart", "--frames", "0:100000"], "are not in clip"),
+        (["--rule", "hands apart", "--clip", "nobody"], "there is no clip 'nobody'; there are"),
+    ],
+)
+def test_edits_that_cannot_be_are_refused(
+    fastvq: Callable[..., Any], run: Path, tmp_path: Path, options: list[str], complaint: str
+) -> None:
+    base = ["edit", run / "tokens.safetensors", "--checkpoint", run, "--out", tmp_path / "out.safetensors"]
+    outcome = fastvq(*base, *options)
+    assert outcome.code == 2
+    assert complaint in outcome.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_tokenizers_with_pose_codes_are_edited(
+    fastvq: Callable[..., Any], run_folder: Path, tokens: Path, tmp_path: Path
+) -> None:
+    base = ["edit", tokens, "--checkpoint", run_folder, "--rule", "hands apart", "--out"]
+    outcome = fastvq(*base, tmp_path / "out.safetensors")
+    assert outcome.code == 2
+    assert "a motion-vqvae has no pose codes to edit" in outcome.err
+    assert "must end in .safetensors or .html" in fastvq(*base, tmp_path / "out.gif").err
 
 
 def test_pose_codes_alone(fastvq: Callable[..., Any], motions: Path, tmp_path: Path) -> None:
