@@ -10,10 +10,12 @@ from fastvq.models.errors import UserError
 from fastvq.models.tokenizers import pretrained
 from fastvq.models.tokenizers.config import TokenizerConfig
 from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
+from fastvq.models.tokenizers.pgr2m import PGR2MTokenizer
 from fastvq.models.tokenizers.pose_residual_vqvae import PoseResidualVQVAE
 from fastvq.models.tokenizers.residual_vqvae import ResidualVQVAE
 from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 from fastvq.models.training.config import TrainConfig
+from fastvq.models.training.pgr2m import PGR2MTrainConfig
 from fastvq.models.training.pose_residual_vqvae import PoseResidualTrainConfig
 from fastvq.models.training.residual_vqvae import ResidualTrainConfig
 
@@ -39,6 +41,7 @@ KINDS: dict[str, Kind] = {
         Kind(MotionVQVAE, TrainConfig, "the multi-group motion VQ-VAE"),
         Kind(ResidualVQVAE, ResidualTrainConfig, "the residual VQ-VAE of T2M-HiFiGPT"),
         Kind(PoseResidualVQVAE, PoseResidualTrainConfig, "readable pose codes with residual stages"),
+        Kind(PGR2MTokenizer, PGR2MTrainConfig, "PGR2M: pose codes with residual stages by attention"),
     )
 }
 

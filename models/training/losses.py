@@ -51,7 +51,7 @@ class MotionLoss(NamedTuple):
 
 @dataclass(frozen=True)
 class LossTerms(ABC):
-    """The terms of a tokenizer's loss; each field of a subclass is a term's weight.
+    """The terms of a tokenizer's loss; a field of a subclass is a term's weight if ``names`` has it, as by default.
 
     Raises:
         UserError: a weight that is negative or no number.
@@ -68,7 +68,7 @@ class LossTerms(ABC):
 
     def weights(self) -> list[float]:
         """Of the terms, in order."""
-        return [getattr(self, entry.name) for entry in dataclasses.fields(self)]
+        return [getattr(self, name) for name in self.names()]
 
     @abstractmethod
     def terms(self, motion: Pair, mask: Tensor | None) -> Tensor:
