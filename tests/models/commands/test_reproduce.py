@@ -1,6 +1,7 @@
 """``fastvq reproduce`` through the command line, in toy sizes."""
 
 import csv
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from fastvq.models.claims.runner import COLUMNS
 from fastvq.models.claims.studies import study
+from fastvq.models.training import trainer
 
 
 def test_claims_beside_measurements(fastvq: Callable[..., Any], tmp_path: Path) -> None:
@@ -36,6 +38,28 @@ def test_claims_beside_measurements(fastvq: Callable[..., Any], tmp_path: Path) 
     given = fastvq("reproduce", "s3", "--quick", "--out", out, "--evaluator", evaluator)
     assert given.code == 0
     assert "step 4/4" not in given.out
+
+
+def test_ctrl_c_ends_it_and_the_same_command_goes_on(
+    fastvq: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(self: Any) -> Any:
+        if self.step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return advance(self)
+
+    advance = trainer._Run.advance
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._Run, "advance", stopped)
+        outcome = fastvq("reproduce", "s3", "--quick", "--out", tmp_path / "out")
+    assert outcome.code == 130
+    assert "Stopped at step 3 of 4" in outcome.out
+    assert "The same command goes on from here." in outcome.out
+    assert not list((tmp_path / "out").glob("claims_*"))
+    outcome = fastvq("reproduce", "s3", "--quick", "--out", tmp_path / "out")
+    assert outcome.code == 0
+    assert "Resuming at step 3" in outcome.out
+    assert (tmp_path / "out" / "claims_s3.md").is_file()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from fastvq.models.errors import UserError
 from fastvq.models.evaluation.evaluate import evaluate
@@ -17,10 +16,12 @@ from fastvq.models.evaluation.metrics import (
 )
 from fastvq.models.motion.feature_formats import format_of
 from fastvq.models.motion.features272 import SLICES, features_to_joints
-from fastvq.models.motion.pose_codes import CATEGORY_SLICES
+from fastvq.models.motion.pose_codes import CATEGORY_SLICES, NUM_CATEGORIES
+from fastvq.models.motion.procedural import generate_clips
 from fastvq.models.motion.skeleton import PARENTS
+from fastvq.models.tokenizers.pose_residual_vqvae import PoseResidualVQVAE, PoseResidualVQVAEConfig
 from fastvq.models.tokenizers.residual_vqvae import ResidualVQVAE, ResidualVQVAEConfig
-from fastvq.models.training.data import FeatureClip
+from fastvq.models.training.data import FeatureClip, prepare_clips
 
 
 @pytest.fixture
@@ -142,10 +143,21 @@ def test_faults_of_motions_are_those_of_each_clip(tiny_model, clips):
     assert "centroid_cosine" not in result
 
 
-def test_orthogonality_is_that_of_the_pose_codebook(tiny_model, clips):
-    tiny_model.pose_codebook = nn.Parameter(torch.randn(392, 8))
-    result = evaluate(tiny_model, clips[:1])
-    found = centroid_orthogonality(tiny_model.pose_codebook.detach().numpy(), CATEGORY_SLICES)
-    assert result["centroid_cosine"] == pytest.approx(found.mean_cosine)
-    assert result["centroid_gram_error"] == pytest.approx(found.gram_error)
-    assert result["centroid_centred_cosine"] == pytest.approx(found.centred_cosine)
+def test_pose_codes_alone_and_the_orthogonality_of_their_codebook():
+    config = PoseResidualVQVAEConfig(width=16, output_dim=8, stages=2, codebook_size=8, depth=1)
+    (clip,) = prepare_clips(generate_clips(1, seed=0), fps=20.0, form=format_of(263))
+    model = PoseResidualVQVAE(config, mean=clip.features.mean(0), std=clip.features.std(0)).train()
+    with torch.no_grad():
+        model(clip.features)
+    whole, alone = (evaluate(model, [clip], streams=streams) for streams in (None, NUM_CATEGORIES))
+    tokens = model.eval().encode(clip.features)
+    tokens[NUM_CATEGORIES:] = -1
+    decoded = model.normalise(model.decode(tokens)[0, : len(clip.features)])
+    wanted = F.smooth_l1_loss(decoded, model.normalise(torch.from_numpy(clip.features)))
+    assert alone["recon_smooth_l1"] == pytest.approx(float(wanted), rel=1e-4)
+    assert alone["recon_smooth_l1"] != whole["recon_smooth_l1"]
+    found = centroid_orthogonality(model.pose_codebook.detach().numpy(), CATEGORY_SLICES)
+    for result in (whole, alone):
+        assert result["centroid_cosine"] == pytest.approx(found.mean_cosine)
+        assert result["centroid_gram_error"] == pytest.approx(found.gram_error)
+        assert result["centroid_centred_cosine"] == pytest.approx(found.centred_cosine)
