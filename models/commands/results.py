@@ -49,6 +49,15 @@ def metrics(evaluation: Mapping[str, Any], config: TokenizerConfig) -> list[Metr
             headline=True,
         ),
     ]
+    if "pose_codes_shown" in evaluation:
+        rows.append(
+            Metric(
+                "Pose codes shown",
+                f"{evaluation['pose_codes_shown']:.1%}",
+                "Share of the pose codes that the decoded motion shows when it is read again.",
+                headline=True,
+            )
+        )
     if "perplexity" in evaluation:
         rows += [
             Metric(

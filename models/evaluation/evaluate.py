@@ -71,6 +71,7 @@ def evaluate(
         perplexity, utilisation: of the learned codes of all clips, means over the codebooks; one that residual stages
             share is counted over all of them.
         perplexity_per_group, utilisation_per_group: of each group; for residual stages ``_per_stage``.
+        pose_codes_shown: of a model with pose codes, the share of them that the decoded motion shows.
         centroid_cosine, centroid_gram_error, centroid_centred_cosine: of the codebook of a model with pose codes,
             orthogonality of its 70 categories' centroids.
         clips, frames, tokens, latents: how many; a latent has one token for each group or stage.
@@ -121,7 +122,7 @@ class _Evaluation:
         smooth_l1 = torch.zeros(self.model.config.input_dim, dtype=torch.float64)
         joint, aligned, acceleration, bones = _Mean(), _Mean(), _Mean(), _Mean()
         skate, original_skate = _Mean(), _Mean()
-        mean_pose, shuffled_pose = _Mean(), _Mean()
+        mean_pose, shuffled_pose, shown = _Mean(), _Mean(), _Mean()
         shuffled = self._shuffled(tokens)
         motions: list[np.ndarray] = []
         for start in range(0, len(self.clips), self.batch_size):
@@ -131,7 +132,7 @@ class _Evaluation:
             from_shuffled = self._decode(shuffled[part], clips)
             if self.evaluator is not None:
                 motions += [motion.cpu().numpy() for motion in decoded]
-            for clip, motion, other in zip(clips, decoded, from_shuffled, strict=True):
+            for clip, motion, other, codes in zip(clips, decoded, from_shuffled, tokens[part], strict=True):
                 smooth_l1 += self._smooth_l1(motion, clip)
                 target = self.features.to_joints(clip.features)
                 joints = self.features.to_joints(motion.cpu().numpy())
@@ -139,6 +140,7 @@ class _Evaluation:
                 aligned.add(procrustes_errors(joints, target))
                 acceleration.add(acceleration_errors(joints, target))
                 bones.add(bone_errors(joints, target, self.features.parents))
+                shown.add(self._shown(motion, codes))
                 floor = float(clip.joints[:, [ball for _, ball in FEET], 1].min())
                 posed = self.features.to_smpl(motion.cpu().numpy())
                 skate.add(skating(posed, self.model.config.fps, floor=floor))
@@ -162,6 +164,7 @@ class _Evaluation:
             "mpjpe_shuffled_tokens_mm": shuffled_pose.value(),
             "mpjpe_mean_features_mm": mean_pose.value(),
             **code_use(counts, self.model.config),
+            **({"pose_codes_shown": shown.value()} if shown.count else {}),
             **self._orthogonality(),
             **self._embedding(motions),
             "clips": len(self.clips),
@@ -178,6 +181,14 @@ class _Evaluation:
             return {}
         texts = [clip.text for clip in self.clips]
         return embedding_metrics(self.evaluator, [clip.features for clip in self.clips], motions, texts)
+
+    def _shown(self, motion: Tensor, tokens: Tensor) -> np.ndarray:
+        """(T', parsed) whether decoded features (T, C) show the codes that were read off the motion."""
+        found = self.model.read_codes(motion[None])
+        if found is None:
+            return np.empty(0)
+        shown: np.ndarray = (found[0].cpu() == tokens[: self.model.config.parsed].t()).numpy()
+        return shown
 
     def _orthogonality(self) -> dict[str, float]:
         """Of the pose codes' codebook, where the model has one."""

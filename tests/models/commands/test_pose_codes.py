@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -64,6 +65,12 @@ def test_evaluate_and_render(fastvq: Callable[..., Any], run: Path, motions: Pat
     assert "Stage 2" not in outcome.out
     scores, trained = (json.loads(path.read_text()) for path in (tmp_path / "scores.json", run / "evaluation.json"))
     assert scores["mpjpe_mm"] == trained["mpjpe_mm"]
+    model, shown = PoseResidualVQVAE.from_pretrained(run), []
+    for clip in read_tokens(run / "tokens.safetensors", model):
+        decoded = model.decode(clip.tokens)[0, : clip.frames : 4].numpy()
+        shown.append(parse_features(decoded).bins == clip.tokens[:70].t().numpy())
+    assert scores["pose_codes_shown"] == pytest.approx(np.concatenate(shown).mean(), abs=1e-3)
+    assert "Pose codes shown" in outcome.out
     page, tokens = tmp_path / "page.html", run / "tokens.safetensors"
     assert fastvq("render", "--checkpoint", run, "--data", motions, "--out", page, "--max-clips", 1).code == 0
     assert fastvq("render", "--checkpoint", run, "--tokens", tokens, "--out", tmp_path / "tokens.html").code == 0
