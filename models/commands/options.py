@@ -162,13 +162,23 @@ class TrainEvaluator:
     input_dim: int = 263
     """Features of a frame, those of the tokenizers to measure: 263, 251 or 272."""
     small: bool = False
-    """A quarter of the published sizes and a minute's training, for little data and two CPU cores."""
+    """An eighth to a half of the published sizes and a minute's training, for little data and two CPU cores."""
     movement_steps: OptionalInteger = None
     """Steps in which the convolutions learn movements; 5000, or 300 of a small one."""
     match_steps: OptionalInteger = None
     """Steps in which motions and descriptions learn to meet; 50000, or 700 of a small one."""
     lr: OptionalNumber = None
     """Learning rate of Adam; 1e-4, or 5e-4 of a small one."""
+    movement_hidden: OptionalInteger = None
+    """Channels of the first convolution; 512, or 256 of a small one."""
+    movement_dim: OptionalInteger = None
+    """Channels of a movement, four frames; 512, or 128 of a small one."""
+    motion_hidden: OptionalInteger = None
+    """Of the motions' recurrent network; 1024, or 128 of a small one."""
+    text_hidden: OptionalInteger = None
+    """Of the descriptions'; 512, or 64 of a small one."""
+    embedding_dim: OptionalInteger = None
+    """Of motions and descriptions; 512, or 128 of a small one."""
     window: int = 32
     """Frames of the windows over which an FID is taken."""
     stride: int = 4

@@ -21,15 +21,16 @@ from fastvq.models.training.evaluator import SHORT, EvaluatorTraining, train_eva
 def run(command: TrainEvaluator) -> int:
     """Trains; returns the exit code."""
     console = common.make_console()
-    given = ("movement_steps", "match_steps", "lr")
-    chosen = {name: value for name in given if (value := getattr(command, name)) is not None}
-    training = dataclasses.replace(SHORT if command.small else EvaluatorTraining(), seed=command.seed, **chosen)
-    config = EvaluatorConfig(
-        input_dim=command.input_dim,
-        window=command.window,
-        stride=command.stride,
-        **(SMALL if command.small else {}),
+    training = dataclasses.replace(
+        SHORT if command.small else EvaluatorTraining(),
+        seed=command.seed,
+        **_given(command, "movement_steps", "match_steps", "lr"),
     )
+    sizes = {
+        **(SMALL if command.small else {}),
+        **_given(command, "movement_hidden", "movement_dim", "motion_hidden", "text_hidden", "embedding_dim"),
+    }
+    config = EvaluatorConfig(input_dim=command.input_dim, window=command.window, stride=command.stride, **sizes)
     _check_folder(command.out, overwrite=command.overwrite)
     device = common.choose_device(command.device)
     form = format_of(command.input_dim)
@@ -41,6 +42,10 @@ def run(command: TrainEvaluator) -> int:
     print_facts(facts, console)
     console.print(f"Evaluator: {command.out}", markup=False)
     return 0
+
+
+def _given(command: TrainEvaluator, *names: str) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(command, name)) is not None}
 
 
 def train_with_bar(

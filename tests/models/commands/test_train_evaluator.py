@@ -77,7 +77,9 @@ def test_what_cannot_be_is_refused(
     assert fastvq(*base, "--out", evaluator).code == 2
     assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
     other = tmp_path / "other"
-    assert fastvq(*base, "--out", other).code == 0
+    assert fastvq(*base, "--out", other, "--embedding-dim", 24, "--motion-hidden", 16).code == 0
+    config = load_evaluator(other).config
+    assert (config.embedding_dim, config.motion_hidden, config.movement_dim) == (24, 16, SMALL["movement_dim"])
     assert fastvq(*base, "--out", other, "--overwrite", "--seed", 1).code == 0
     assert json.loads((other / "evaluator.json").read_text())["training"]["seed"] == 1
     refused = fastvq("evaluate", "--checkpoint", run_folder, "--data", motions, "--evaluator", other)
