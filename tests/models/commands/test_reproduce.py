@@ -62,6 +62,21 @@ def test_ctrl_c_ends_it_and_the_same_command_goes_on(
     assert (tmp_path / "out" / "claims_s3.md").is_file()
 
 
+def test_pgr2m_s_claims_have_their_orthogonality(fastvq: Callable[..., Any], tmp_path: Path) -> None:
+    assert fastvq("reproduce", "s1", "--quick", "--out", tmp_path / "out").code == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "claims_s1.csv").read_text().splitlines()))
+    assert [(row["run"], row["streams"]) for row in rows[:3]] == [
+        ("pose_alone", "all"),
+        ("chosen", "70"),
+        ("chosen", "all"),
+    ]
+    assert all(0 < float(row["centroid_cosine"]) < 1 for row in rows)
+    page = (tmp_path / "out" / "claims_s1.md").read_text()
+    assert "not measured" not in page
+    lengths = {line.count("|") for line in page[page.index("| run |") :].strip().splitlines()}
+    assert len(lengths) == 1, "a heading breaks the table"
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
