@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Sequence
 
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from fastvq.models.commands import common, options
 from fastvq.models.commands.passes import encode_clips
-from fastvq.models.editing.edit import Edited, check_editable, consistency, edit, pooled
+from fastvq.models.editing.edit import Edited, Seen, check_editable, consistency, edit, pooled
 from fastvq.models.editing.rules import Edit, named, rule
 from fastvq.models.errors import UserError
 from fastvq.models.rendering.player import write_player
@@ -95,7 +94,7 @@ def _scene(one: Edited, model: PoseCodeTokenizer, edits: Sequence[Edit]) -> Scen
             for label, features in (("Before", one.before), ("After", one.after))
         ],
         caption="; ".join(_said(each) for each in edits),
-        note=f"asked codes seen: {shown.before:.0%} before, {shown.after:.0%} after",
+        note=f"asked codes seen: {shown.before.share:.0%} before, {shown.after.share:.0%} after",
     )
 
 
@@ -106,15 +105,21 @@ def _said(one: Edit) -> str:
 
 
 def _numbers(command: options.Edit, edits: Sequence[Edit], edited: Sequence[Edited]) -> dict[str, object]:
+    def both(before: Seen, after: Seen) -> dict[str, object]:
+        return {"before": before._asdict(), "after": after._asdict()}
+
+    asked = pooled(edited)
     return {
         "format": FORMAT,
         "edits": [_said(one) for one in edits],
         "without_residuals": command.without_residuals,
-        "consistency": consistency(pooled(edited))._asdict(),
-        "asked": [{**dataclasses.asdict(one), "phrase": one.phrase} for one in pooled(edited)],
+        "consistency": both(*consistency(asked)),
+        "asked": [
+            {"code": one.code, "phrase": one.phrase, "latents": one.latents, **both(one.before, one.after)}
+            for one in asked
+        ],
         "clips": [
-            {"name": one.clip.name, "kept": one.kept, "consistency": consistency(one.asked)._asdict()}
-            for one in edited
+            {"name": one.clip.name, "kept": one.kept, "consistency": both(*consistency(one.asked))} for one in edited
         ],
     }
 
@@ -122,16 +127,20 @@ def _numbers(command: options.Edit, edits: Sequence[Edit], edited: Sequence[Edit
 def _print(edited: Sequence[Edited], console: Console) -> None:
     table = Table(title="Seen in the decoded motion", title_justify="left", title_style="bold", pad_edge=False)
     table.add_column("asked pose code", no_wrap=True)
-    for name in ("before", "after"):
+    for name in ("before", "after", "bins off before", "bins off after"):
         table.add_column(name, justify="right", no_wrap=True, style="bold" if name == "after" else "")
     asked = pooled(edited)
-    for one in asked:
-        table.add_row(one.phrase, f"{one.before:.0%}", f"{one.after:.0%}")
-    table.add_section()
-    total = consistency(asked)
-    table.add_row("all: edit consistency", f"{total.before:.0%}", f"{total.after:.0%}")
+    rows = [(one.phrase, one.before, one.after) for one in asked]
+    total = ("all: edit consistency", *consistency(asked))
+    for phrase, before, after in (*rows, total):
+        table.add_row(
+            phrase,
+            f"{before.share:.0%}",
+            f"{after.share:.0%}",
+            f"{before.off:.1f}",
+            f"{after.off:.1f}",
+            end_section=phrase == rows[-1][0],
+        )
     console.print(table, soft_wrap=False)
     kept = sum(one.kept for one in edited) / len(edited)
-    console.print(
-        f"Of the pose codes that were not asked for, {kept:.0%} of those in the edited frames stay as they were."
-    )
+    console.print(f"Of the pose codes that were not asked for, the edited frames show {kept:.0%} as they did before.")

@@ -18,6 +18,19 @@ from fastvq.models.tokenizers.token_file import ClipTokens
 from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 
 
+class Seen(NamedTuple):
+    """Asked pose codes as a decoded motion shows them.
+
+    Attributes:
+        share: In what share of the frames it shows them.
+        off: How many bins it is away from them, mean over the frames; a bin is 10 degrees or 0.1 m where there are
+            more than three.
+    """
+
+    share: float
+    off: float
+
+
 @dataclass(frozen=True)
 class Asked:
     """How one asked pose code fared.
@@ -25,13 +38,13 @@ class Asked:
     Attributes:
         code: Among the 392.
         latents: In how many latents it was asked for.
-        before, after: In what share of their frames the decoded motion shows it, before the edit and after.
+        before, after: How the motion shows it that is decoded from the tokens before the edit, and after.
     """
 
     code: int
     latents: int
-    before: float
-    after: float
+    before: Seen
+    after: Seen
 
     @property
     def phrase(self) -> str:
@@ -59,18 +72,17 @@ class Edited:
 
 
 class Consistency(NamedTuple):
-    """Share of the asked pose codes that the decoded motion shows, before the edit and after."""
+    """Edit consistency: how the decoded motion shows the asked pose codes, before the edit and after."""
 
-    before: float
-    after: float
+    before: Seen
+    after: Seen
 
 
 def consistency(asked: Sequence[Asked]) -> Consistency:
     """Over all asked codes, each as often as it was asked for."""
     weights = [one.latents for one in asked]
-    return Consistency(
-        *(float(np.average([getattr(one, name) for one in asked], weights=weights)) for name in Consistency._fields)
-    )
+    both = ([one.before for one in asked], [one.after for one in asked])
+    return Consistency(*(Seen(*np.average(seen, axis=0, weights=weights).tolist()) for seen in both))
 
 
 def pooled(clips: Sequence[Edited]) -> list[Asked]:
@@ -136,8 +148,8 @@ def edit(
         Asked(
             code=CATEGORIES[row].start + value,
             latents=int((wanted[row] == value).sum()),
-            before=_share(shown[0], row, value, wanted),
-            after=_share(shown[1], row, value, wanted),
+            before=_seen(shown[0], row, value, wanted),
+            after=_seen(shown[1], row, value, wanted),
         )
         for row in range(NUM_CATEGORIES)
         for value in sorted(set(wanted[row].tolist()) - {-1})
@@ -174,5 +186,6 @@ def _shown(model: PoseCodeTokenizer, features: np.ndarray) -> Tensor:
     return torch.from_numpy(codes.bins).t()
 
 
-def _share(shown: Tensor, row: int, value: int, wanted: Tensor) -> float:
-    return float((shown[row][wanted[row] == value] == value).float().mean())
+def _seen(shown: Tensor, row: int, value: int, wanted: Tensor) -> Seen:
+    off = (shown[row][wanted[row] == value] - value).abs()
+    return Seen(float((off == 0).float().mean()), float(off.float().mean()))

@@ -103,7 +103,7 @@ def test_edit(fastvq: Callable[..., Any], run: Path, motions: Path, tmp_path: Pa
     assert values["format"] == "fastvq-edit/1"
     assert values["edits"] == ["raise the right hand from frame 4 to 12", "left knee=straight from frame 0 to 8"]
     assert len(values["clips"]) == len(stored)
-    assert 0 <= values["consistency"]["after"] <= 1
+    assert 0 <= values["consistency"]["after"]["share"] <= 1
     assert fastvq("decode", "--checkpoint", run, "--tokens", out, "--out", tmp_path / "bvh").code == 0
     page = tmp_path / "edited.html"
     more = ["--clip", name, "--without-residuals", "--out", page]

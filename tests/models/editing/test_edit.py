@@ -64,14 +64,17 @@ def test_consistency_is_counted_in_the_decoded_motion(model, clip):
     asked += [(code, latent) for code in two.codes for latent in range(2, 13)]
     for name, codes in shown.items():
         share = np.mean([codes.has(code)[latent] for code, latent in asked])
-        assert getattr(consistency(found.asked), name) == pytest.approx(share)
+        seen = getattr(consistency(found.asked), name)
+        off = [abs(codes.indices[latent, CATEGORY_OF_CODE[code]] - code) for code, latent in asked]
+        assert seen.share == pytest.approx(share)
+        assert seen.off == pytest.approx(np.mean(off))
     assert {one.code: one.latents for one in found.asked} == {
         **dict.fromkeys(one.codes, 6),
         **dict.fromkeys(two.codes, 11),
     }
     for each in found.asked:
         span = range(6) if each.code in one.codes else range(2, 13)
-        assert each.after == pytest.approx(shown["after"].has(each.code)[list(span)].mean())
+        assert each.after.share == pytest.approx(shown["after"].has(each.code)[list(span)].mean())
     same = shown["before"].indices == shown["after"].indices
     free = np.ones_like(same)
     for code, latent in asked:
@@ -92,7 +95,8 @@ def test_codes_of_several_clips_are_pooled_by_how_often_they_were_asked_for(mode
     (all_of_them,) = pooled(ones)
     assert all_of_them.latents == 14
     whole, short = (one.asked[0] for one in ones)
-    assert all_of_them.after == pytest.approx((13 * whole.after + short.after) / 14)
+    assert all_of_them.after.share == pytest.approx((13 * whole.after.share + short.after.share) / 14)
+    assert all_of_them.before.off == pytest.approx((13 * whole.before.off + short.before.off) / 14)
     assert all_of_them.code == RULES["bend the left knee"][0]
 
 
