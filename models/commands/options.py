@@ -195,9 +195,9 @@ class TrainEvaluator:
 class Edit:
     """Change a motion by its pose codes, and measure whether the decoded motion does what was asked.
 
-    Takes a model with pose codes (fastvq train pose-rvq). --rule "raise the right hand from frame 20 to 40" sets all
-    codes that the rule stands for, --set "left knee=bent at 90 degrees" a single one by its name. Prints in what
-    share of the edited frames each asked code is seen in the decoded motion, before and after.
+    Takes a model with pose codes (fastvq train pose-rvq or pgr2m). --rule "raise the right hand from frame 20 to 40"
+    sets all codes that the rule stands for, --set "left knee=bent at 90 degrees" a single one by its name. Prints in
+    what share of the edited frames each asked code is seen in the decoded motion, before and after.
     """
 
     source: Annotated[

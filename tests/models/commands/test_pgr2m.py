@@ -48,6 +48,8 @@ def test_every_command_takes_it(fastvq: Callable[..., Any], run: Path, motions: 
     assert "Stage 1" in outcome.out
     scores, trained = (json.loads(file.read_text()) for file in (tmp_path / "scores.json", run / "evaluation.json"))
     assert scores["mpjpe_mm"] == trained["mpjpe_mm"]
+    edited, rule = tmp_path / "edited.safetensors", "raise the right hand from frame 4 to 12"
+    assert fastvq("edit", path, "--checkpoint", run, "--rule", rule, "--out", edited).code == 0
     page = tmp_path / "page.html"
     assert fastvq("render", "--checkpoint", run, "--data", motions, "--out", page, "--max-clips", 1).code == 0
 
