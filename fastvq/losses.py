@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional as F
-from . import soft
+from . import ops, soft
 from . import validation as check
 
 
@@ -84,11 +84,25 @@ class _PassAndCommit(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """g + 2 g_loss (x - q) / number, formed in place."""
         x, indices, codebook, valid = ctx.saved_tensors
+        scale = -2 * grads[1] / ctx.number
+        fused = _fused_pull(x, indices, codebook, valid, grads[0], scale, ctx.impl)
+        if fused is not None:
+            return fused, None, None, None, None, None, None
         pull = F.lookup(indices.unsqueeze(-1), codebook.unsqueeze(1), impl=ctx.impl)
-        pull.sub_(x).mul_(-2 * grads[1] / ctx.number)
+        pull.sub_(x).mul_(scale)
         if valid is not None:
             pull = torch.where(valid.unsqueeze(-1), pull, 0)
         return pull.add_(grads[0]).to(x.dtype), None, None, None, None, None, None
+
+
+def _fused_pull(
+    x: Tensor, indices: Tensor, codebook: Tensor, valid: Tensor | None, grad: Tensor, scale: Tensor, impl: str
+) -> Tensor | None:
+    """The same in one pass where there is a kernel for it, unless gradients of it, or a graph, are wanted."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or type(x) is not Tensor:
+        return None
+    kernel = getattr(ops.implementation(impl, x.device.type, "lookup"), "commitment_grad", None)
+    return None if kernel is None else kernel(x, indices, codebook, valid, grad, scale)
 
 
 def straight_through_commitment(

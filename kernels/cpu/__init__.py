@@ -3,6 +3,7 @@
 from fastvq.kernels.cpu.native import (
     Kept,
     available,
+    commitment_grad,
     ema_update_,
     isa,
     lookup,
@@ -18,6 +19,7 @@ from fastvq.kernels.cpu.native import (
 __all__ = [
     "Kept",
     "available",
+    "commitment_grad",
     "ema_update_",
     "isa",
     "lookup",

@@ -30,7 +30,7 @@ from fastvq.kernels._cache import cache_directory
 SOURCES = Path(__file__).resolve().parent
 # Files compiled for any processor, and those compiled for each instruction set.
 ONCE = ("ops", "parallel", "isa", "prepared", "schedule", "order", "stack", "kept")
-PER_ISA = ("search", "topk", "oracle", "segment", "lookup", "ema", "residual", "residual_sum")
+PER_ISA = ("search", "topk", "oracle", "segment", "lookup", "ema", "residual", "residual_sum", "commitment")
 ISA_FLAGS = {  # widest first
     "avx512bf16": ["-mavx512bf16", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"],

@@ -15,6 +15,7 @@ namespace fastvq::cpu {
   extern const EmaKernels ema_kernels;                       \
   extern const ResidualKernels residual_kernels;             \
   extern const ResidualSumKernels residual_sum_kernels;      \
+  extern const CommitmentKernels commitment_kernels;         \
   }                                                          \
   constexpr Kernels isa##_table{#isa,                        \
                                 &isa::nearest_kernels,       \
@@ -23,7 +24,8 @@ namespace fastvq::cpu {
                                 &isa::lookup_kernels,        \
                                 &isa::ema_kernels,           \
                                 &isa::residual_kernels,      \
-                                &isa::residual_sum_kernels};
+                                &isa::residual_sum_kernels,  \
+                                &isa::commitment_kernels};
 #if defined(FASTVQ_HAS_avx512bf16)
 FASTVQ_TABLE(avx512bf16)
 #endif

@@ -1,6 +1,7 @@
 // The instruction sets the kernels are compiled for, and the one in use.
 #pragma once
 
+#include "commitment.h"
 #include "ema.h"
 #include "lookup.h"
 #include "nearest.h"
@@ -19,6 +20,7 @@ struct Kernels {
   const EmaKernels* ema;
   const ResidualKernels* residual;
   const ResidualSumKernels* residual_sum;
+  const CommitmentKernels* commitment;
 };
 
 // The kernels in use. A choice must have been made.

@@ -156,6 +156,31 @@ def residual_nearest(
     return indices, quantized, errors
 
 
+def commitment_grad(
+    x: Tensor, indices: Tensor, codebook: Tensor, valid: Tensor | None, grad: Tensor, scale: Tensor
+) -> Tensor | None:
+    """``grad + scale * (lookup(indices) - x)``, and ``grad`` where a row is not valid, in one pass.
+
+    Args:
+        x, grad: (G, R1, R2, D) of one dtype, float32 or float64, contiguous in D.
+        indices: (G, R1, R2), -1 for zeros. codebook: (G, K, D) of that dtype, contiguous in D.
+        valid: (G, R1, R2), bool. scale: (), of that dtype.
+
+    Returns:
+        As x; None for tensors of another kind, which are no faster this way.
+
+    Raises:
+        IndexError: an index outside [-1, K).
+    """
+    rows = x, codebook, grad
+    alike = all(tensor.dtype == x.dtype for tensor in (*rows, scale)) and x.dtype in (torch.float32, torch.float64)
+    if not alike or any(tensor.stride(-1) != 1 for tensor in rows):
+        return None
+    _require()
+    out: Tensor = torch.ops.fastvq_cpu.commitment_grad.default(x, indices, codebook, valid, grad, scale)
+    return out
+
+
 class Kept:
     """Codebooks that stay prepared: searches of them, or of their first stages, skip preparing what never changes.
 

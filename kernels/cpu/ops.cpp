@@ -34,6 +34,11 @@ Grid<T> grid_of(const Tensor& tensor) {
           AXES > 3 ? tensor.stride(AXES - 1) : 0};
 }
 
+Codebook codebook_of(const Tensor& codebook) {
+  return {codebook.data(),    codebook.size(0),   codebook.size(1),  codebook.size(2),
+          codebook.stride(0), codebook.stride(1), codebook.stride(2)};
+}
+
 CodeStack stack_of(const Tensor& codebooks) {
   return {codebooks.data(),  is_double(codebooks), codebooks.size(0),   codebooks.size(1),   codebooks.size(2),
           codebooks.size(3), codebooks.stride(0),  codebooks.stride(1), codebooks.stride(2), codebooks.stride(3)};
@@ -87,8 +92,7 @@ Nearest search_of(const Tensor& x, const Tensor& codebook, const std::optional<T
   Nearest call{};
   call.x = rows_of(x);
   if (mask) call.mask = grid_of<const bool, 3>(*mask);
-  call.codebook = {codebook.data(),    codebook.size(0),   codebook.size(1),  codebook.size(2),
-                   codebook.stride(0), codebook.stride(1), codebook.stride(2)};
+  call.codebook = codebook_of(codebook);
   call.metric = metric_of(metric);
   call.exact = precision == "exact";
   return call;
@@ -214,6 +218,24 @@ void lookup_op(StableIValue* stack, uint64_t, uint64_t) {
   stack[0] = out.release();
 }
 
+void commitment_grad_op(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  const Tensor x = arguments.tensor(), indices = arguments.tensor(), codebook = arguments.tensor();
+  const std::optional<Tensor> valid = arguments.optional_tensor();
+  const Tensor grad = arguments.tensor(), scale = arguments.tensor();
+  CommitmentGrad call{};
+  call.x = rows_of(x);
+  call.grad = rows_of(grad);
+  call.indices = grid_of<const int64_t, 3>(indices);
+  if (valid) call.valid = grid_of<const bool, 3>(*valid);
+  call.codebook = codebook_of(codebook);
+  call.scale = is_double(scale) ? *scale.data<const double>() : *scale.data<const float>();
+  Tensor out = empty({call.x.groups, call.x.rows1, call.x.rows2, call.x.dim}, {1, 2, 0, 3}, x.dtype());
+  call.out = out.data();
+  check_inside(commitment_grad(call), call.codebook.codes);
+  stack[0] = out.release();
+}
+
 void ema_update_op(StableIValue* stack, uint64_t, uint64_t) {
   Arguments arguments(stack);
   const Tensor codebook = arguments.tensor(), embed_sum = arguments.tensor(), cluster_size = arguments.tensor();
@@ -329,6 +351,8 @@ class Library {
   library.def(
       "ema_update_(Tensor(a!) codebook, Tensor(b!) embed_sum, Tensor(c!) cluster_size, Tensor sums, Tensor counts, "
       "float decay, float eps, str smoothing, bool normalize, float dead_below, bool relative) -> Tensor");
+  library.def(
+      "commitment_grad(Tensor x, Tensor indices, Tensor codebook, Tensor? valid, Tensor grad, Tensor scale) -> Tensor");
   library.def("keep(Tensor codebooks) -> int");
   library.def("forget(int number) -> ()");
   library.def("select_isa(str name) -> bool");
@@ -341,6 +365,7 @@ class Library {
 
   Library kernel = Library::implement("fastvq_cpu", "CPU"), open = Library::implement("fastvq", "CPU");
   kernel.impl("keep", keep_op);
+  kernel.impl("commitment_grad", commitment_grad_op);
 #define FASTVQ_OP(name, run)                                                            \
   kernel.impl(name, run);                                                               \
   open.impl(name, [](StableIValue* stack, uint64_t inputs, uint64_t outputs) {          \

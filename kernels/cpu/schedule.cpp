@@ -44,6 +44,18 @@ int64_t lookup(const Lookup& call) {
   return seen.outside(call.codes);
 }
 
+int64_t commitment_grad(const CommitmentGrad& call) {
+  const int64_t rows = call.x.rows(), row_values = call.x.groups * call.x.dim;
+  const int workers = workers_for(double(rows) * double(row_values));
+  const int64_t block = 1 + 16384 / (row_values + 1);
+  const Ranges seen(workers);
+  run_tasks(ceil_div(rows, block), workers, [&](int64_t task, int worker) {
+    const int64_t first = task * block, last = first + block < rows ? first + block : rows;
+    kernels().commitment->pull(call, first, last, seen[worker]);
+  });
+  return seen.outside(call.codebook.codes);
+}
+
 void ema_update(Ema& call) {
   const EmaKernels& isa = *kernels().ema;
   const int workers = workers_for(double(call.groups) * double(call.codes) * double(call.dim));

@@ -132,3 +132,29 @@ def test_ema_update_with_a_decay_of_one_keeps_everything(cpu):
     assert torch.equal(embed, before[1])
     assert torch.equal(size, before[2])
     torch.testing.assert_close(codebook, before[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dim", [1, 3, 8, 12, 31, 64])
+def test_commitment_grad_is_its_formula(cpu, dim, dtype):
+    torch.manual_seed(dim)
+    scale = torch.tensor(-0.3, dtype=dtype)
+    for groups, rows, codes in ((1, 0, 3), (3, 1, 1), (2, 97, 31), (1, 4000, 20)):
+        x, grad = (torch.randn(rows, 2, groups, dim, dtype=dtype).permute(2, 0, 1, 3) for _ in range(2))
+        codebook = torch.randn(groups, codes, dim, dtype=dtype)
+        indices, valid = torch.randint(-1, codes, (groups, rows, 2)), torch.rand(groups, rows, 2) < 0.7
+        for given in (grad, torch.randn(dim, dtype=dtype).expand_as(x)):
+            chosen = reference.lookup(indices.unsqueeze(-1), codebook.unsqueeze(1))
+            expected = (chosen - x) * scale + given
+            assert torch.equal(cpu.commitment_grad(x, indices, codebook, None, given, scale), expected)
+            expected = torch.where(valid.unsqueeze(-1), expected, given)
+            assert torch.equal(cpu.commitment_grad(x, indices, codebook, valid, given, scale), expected)
+
+
+def test_commitment_grad_leaves_what_it_does_not_serve(cpu):
+    x, codebook, indices = torch.randn(1, 2, 3, 4), torch.randn(1, 5, 4), torch.zeros(1, 2, 3, dtype=torch.int64)
+    one = torch.ones(())
+    assert cpu.commitment_grad(x.half(), indices, codebook, None, x.half(), one) is None
+    assert cpu.commitment_grad(x, indices, codebook, None, torch.ones(()).expand_as(x), one) is None
+    with pytest.raises(IndexError, match=r"indices must lie in \[-1, 5\), got 5"):
+        cpu.commitment_grad(x, indices + 5, codebook, None, x, one)
