@@ -223,6 +223,7 @@ def training_clips() -> list[FeatureClip]:
 def wrong_codes(contender: Contender) -> int:
     """How many rows of a batch get a code that is not the nearest."""
     model = contender.step.model
+    assert isinstance(model, MotionVQVAE)
     with torch.no_grad():
         latents = model.encoder(model.normalise(contender.sampler.batch(0).motion))
         indices = model.quantizer.encode(latents)

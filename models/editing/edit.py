@@ -142,8 +142,8 @@ def edit(
     if without_residuals:
         tokens[NUM_CATEGORIES:, edited] = -1
     after = ClipTokens(clip.name, clip.frames, tokens)
-    motions = [_decoded(model, one) for one in (clip, after)]
-    shown = [_shown(model, motion) for motion in motions]
+    was, became = _decoded(model, clip), _decoded(model, after)
+    shown = _shown(model, was), _shown(model, became)
     asked = tuple(
         Asked(
             code=CATEGORIES[row].start + value,
@@ -156,7 +156,7 @@ def edit(
     )
     others = edited & (wanted < 0)
     kept = (shown[0] == shown[1])[others].float()
-    return Edited(after, *motions, asked=asked, kept=float(kept.mean()) if len(kept) else 1.0)
+    return Edited(after, was, became, asked=asked, kept=float(kept.mean()) if len(kept) else 1.0)
 
 
 def _latents(one: Edit, clip: ClipTokens, downsample: int) -> slice:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastvq import EMA, CodebookRules, GroupedVQ, RelativeUsage
+from fastvq.models.nn.autoencoder import Encoder
 from fastvq.models.tokenizers.config import MotionVQVAEConfig
 from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 
@@ -23,6 +24,7 @@ class MotionVQVAE(MotionTokenizer):
     config_class = MotionVQVAEConfig
 
     config: MotionVQVAEConfig
+    encoder: Encoder
     quantizer: GroupedVQ
 
     def make_quantizer(self) -> GroupedVQ:

@@ -9,6 +9,7 @@ from torch import Tensor
 from fastvq import EMA, CodebookRules, QuantizeDropout, RelativeUsage, ResidualVQ
 from fastvq.models.errors import UserError
 from fastvq.models.motion.feature_formats import format_of
+from fastvq.models.nn.autoencoder import Encoder
 from fastvq.models.tokenizers.config import TokenizerConfig, check_integer, check_number
 from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 
@@ -82,6 +83,7 @@ class ResidualVQVAE(MotionTokenizer):
     config_class = ResidualVQVAEConfig
 
     config: ResidualVQVAEConfig
+    encoder: Encoder
     quantizer: ResidualVQ
 
     def make_quantizer(self) -> ResidualVQ:

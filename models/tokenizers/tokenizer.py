@@ -77,7 +77,7 @@ class MotionTokenizer(nn.Module, ModelHubMixin):
         self.register_buffer("std", self._statistic("std", std, 1.0))
 
     @abstractmethod
-    def make_quantizer(self) -> nn.Module | None:
+    def make_quantizer(self) -> Quantizer | None:
         """The quantizer that ``config`` describes, of all learned tokens of a latent; None where there are none."""
 
     def read_codes(self, features: Tensor) -> Tensor | None:

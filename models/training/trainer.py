@@ -285,8 +285,9 @@ class _Run:
         timer = self.timer
         with timer.section("data"):
             motion, mask = self.sampler.batch(self.step)
-            given = (motion, mask, self.model.read_codes(motion))
-            motion, mask, codes = (None if x is None else x.to(self.device, non_blocking=True) for x in given)
+            codes = self.model.read_codes(motion)
+            motion = motion.to(self.device, non_blocking=True)
+            mask, codes = (None if x is None else x.to(self.device, non_blocking=True) for x in (mask, codes))
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate(self.step)
         losses = self.forward(motion, mask, codes)
