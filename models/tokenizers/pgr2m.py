@@ -32,9 +32,9 @@ Start = Literal["identity", "random"]
 class PGR2MConfig(PoseCodeConfig):
     """Sizes of a :class:`PGR2MTokenizer`; the defaults are the published ones, but for two that keep codes in use.
 
-    PGR2M's attention quantizers neither replace codes nor begin near the residuals, and within a hundred steps on a
-    few hundred clips they use less than a tenth of their codes. ``start="random"`` with ``dead_below=0`` is as
-    published.
+    PGR2M's attention quantizers neither replace codes nor begin near the residuals. Trained so on a few hundred
+    clips, latents first grow away from codes that have nothing to do with them, and then few codes are chosen: the
+    perplexity of a stage fell to 37 of 512. ``start="random"`` with ``dead_below=0`` is as published.
 
     Raises:
         UserError: a value that no model can have, naming it.
