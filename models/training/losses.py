@@ -6,7 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -57,9 +57,13 @@ class LossTerms(ABC):
         UserError: a weight that is negative or no number.
     """
 
+    _weights: ClassVar[list[float]]
+
     def __post_init__(self) -> None:
         for name in self.names():
             check_number(f"loss.{name}", getattr(self, name), 0)
+        # Here, since torch.compile cannot ask a class for its fields.
+        object.__setattr__(self, "_weights", [getattr(self, name) for name in self.names()])
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -68,7 +72,7 @@ class LossTerms(ABC):
 
     def weights(self) -> list[float]:
         """Of the terms, in order."""
-        return [getattr(self, name) for name in self.names()]
+        return self._weights
 
     @abstractmethod
     def terms(self, motion: Pair, mask: Tensor | None) -> Tensor:
