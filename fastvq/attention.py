@@ -89,8 +89,8 @@ class AttentionVQ(ChannelGroups):
 
     @property
     def codebook(self) -> Tensor:
-        """The codes as they are used, v = W_v c, (K, D), with gradients to both; at least float32."""
-        return _wide(self._maps(self.codebooks.codebook[0])[1])
+        """The codes as they are used, v = W_v c, (K, D), with gradients to both; at least float32; a copy."""
+        return self._values().clone()
 
     def forward(self, x: Tensor, mask: Tensor | None = None, *, lengths: Tensor | None = None) -> Quantized:
         """Quantizes; in training mode takes the first codes from the first batch, and replaces dead ones if told to.
@@ -136,7 +136,10 @@ class AttentionVQ(ChannelGroups):
     def decode(self, indices: Tensor) -> Tensor:
         """indices (*R) -> W_v c_k, channels on ``channel_dim``, at least float32; -1 gives zeros."""
         flat, shape = self._flat_indices(indices.unsqueeze(-1))
-        return self._restore(F.lookup(flat.unsqueeze(-1), self.codebook[None, None]), shape)
+        return self._restore(F.lookup(flat.unsqueeze(-1), self._values()[None, None]), shape)
+
+    def _values(self) -> Tensor:
+        return _wide(self._maps(self.codebooks.codebook[0])[1])
 
     def _queries(self, rows: Tensor) -> Tensor:
         return _normed(self.query_norm, self.query(rows.to(self.query.weight.dtype)))

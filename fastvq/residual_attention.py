@@ -61,9 +61,9 @@ class ResidualAttentionVQ(nn.Module):
 
     @property
     def codebook(self) -> Tensor:
-        """The codes of all stages as they are used, W_v c, (Q, K, D), with gradients to both; at least float32."""
+        """The codes of all stages as used, W_v c, (Q, K, D), with gradients to both; at least float32; a copy."""
         stages: Any = self.stages
-        return torch.stack([stage.codebook for stage in stages])
+        return torch.stack([stage._values() for stage in stages])
 
     def forward(
         self,

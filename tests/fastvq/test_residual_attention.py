@@ -138,6 +138,11 @@ def test_codes_are_projected_once_until_something_changes(vq, monkeypatch):
         first = vq.decode(indices)
         assert torch.equal(vq.decode(indices), first)
         assert len(calls) == 1
+        vq.codebook.zero_()
+        stage.codebook.zero_()
+        vq.decode(indices).zero_()
+        assert torch.equal(vq.decode(indices), first), "what is kept has been written to from outside"
+        assert len(calls) == 1
         for name in ("value.bias", "value.weight", "codebooks.codebook"):
             stage.get_parameter(name).data.mul_(2)  # leaves the version that autograd counts as it is
             changed = vq.decode(indices)
