@@ -153,12 +153,7 @@ class PoseCodeTokenizer(MotionTokenizer):
         Returns:
             (B, T', D), in the dtype of the pose codebook.
         """
-        if not (torch.is_grad_enabled() and self.pose_codebook.requires_grad):
-            return lookup(codes, self.pose_codebook[self.padded_codes]).to(self.pose_codebook.dtype)
-        # Training takes all rows of the batch at once, where the dense product has the faster backward pass.
-        numbers = torch.where(codes < 0, NUM_CODES, codes + self.padded_codes[:, 0])
-        k_hot = self.pose_codebook.new_zeros(*codes.shape[:-1], NUM_CODES + 1).scatter_(-1, numbers, 1.0)
-        return k_hot[..., :NUM_CODES] @ self.pose_codebook
+        return lookup(codes, self.pose_codebook[self.padded_codes]).to(self.pose_codebook.dtype)
 
     def quantize(self, latents: Tensor | None, mask: Tensor | None = None, codes: Tensor | None = None) -> Quantized:
         """Pose latents and quantized residuals, added; the loss is the residual quantizer's."""

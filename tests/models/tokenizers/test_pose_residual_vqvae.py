@@ -132,14 +132,15 @@ def test_without_residual_stages_the_pose_codes_alone_decode(model, motion):
     torch.testing.assert_close(model.decode(without), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_product_of_training_is_the_lookup_of_inference(model):
+def test_pose_latents_are_the_k_hot_product_with_its_gradient(model):
     torch.manual_seed(1)
     codes = torch.stack([torch.randint(-1, size, (3, 7)) for size in SIZES], dim=-1)
     given = torch.randn(3, 7, 8)
-    dense = model.pose_latents(codes)
-    dense.backward(given)
-    with torch.no_grad():
-        torch.testing.assert_close(model.pose_latents(codes), dense, rtol=1e-5, atol=1e-6)
+    latents = model.pose_latents(codes)
+    latents.backward(given)
+    numbers = codes + model.padded_codes[:, 0]
+    k_hot = torch.zeros(3, 7, 393).scatter_(-1, torch.where(codes < 0, 392, numbers), 1.0)[..., :392]
+    torch.testing.assert_close(latents, k_hot @ model.pose_codebook.detach(), rtol=1e-5, atol=1e-6)
     expected = torch.zeros(392, 8, dtype=torch.float64)
     for row, gradient in zip(codes.reshape(-1, 70), given.reshape(-1, 8), strict=True):
         for category, code in zip(CATEGORIES, row.tolist(), strict=True):
