@@ -89,7 +89,7 @@ class PGR2MTokenizer(PoseCodeTokenizer):
     P(k) alone (``residual_dropout``): encoder and quantizer then learn nothing, and tokens of the residual are -1.
     Decoding takes the codes as attention used them, W_v c, and not the codebook's own rows c.
 
-    Source: PGR2M (2512.22464), ``specs/motion-tokenizers.md`` section 1.3.
+    Source: PGR2M (arXiv 2512.22464).
 
     Parameters:
         pose_codebook: (392, D).

@@ -93,7 +93,7 @@ class PoseCodeTokenizer(MotionTokenizer):
     pose codes alone remain, and -1 in a category leaves that category out. For all else see
     :class:`~fastvq.models.tokenizers.tokenizer.MotionTokenizer`.
 
-    Source: PGR2M (2512.22464) and its predecessor (2508.14561), ``specs/motion-tokenizers.md`` sections 1.2 and 1.3.
+    Source: PGR2M (arXiv 2512.22464) and its predecessor (arXiv 2508.14561).
 
     Parameters:
         pose_codebook: (392, D), uniform in [-1/392, 1/D) at first.

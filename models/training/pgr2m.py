@@ -51,7 +51,7 @@ class PGR2MLossWeights(LossTerms):
 
 @dataclass(frozen=True)
 class PGR2MTrainConfig(TrainConfig):
-    """Settings of the training, the published ones (2512.22464; ``specs/motion-tokenizers.md`` section 1.3)."""
+    """Settings of the training, the published ones (arXiv 2512.22464)."""
 
     model: PGR2MConfig = field(default_factory=PGR2MConfig)
     loss: PGR2MLossWeights = field(default_factory=PGR2MLossWeights)

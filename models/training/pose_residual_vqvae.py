@@ -30,8 +30,7 @@ class PoseLossWeights(LossTerms):
 
 @dataclass(frozen=True)
 class PoseResidualTrainConfig(TrainConfig):
-    """Settings of the training; what the paper leaves open is as in CoMo and PGR2M (``specs/motion-tokenizers.md``
-    section 1.2)."""
+    """Settings of the training; what the paper leaves open is as in CoMo and PGR2M."""
 
     model: PoseResidualVQVAEConfig = field(default_factory=PoseResidualVQVAEConfig)
     loss: PoseLossWeights = field(default_factory=PoseLossWeights)

@@ -16,7 +16,7 @@ order, so that a frame has exactly one active code in each of 70 runs of numbers
 +x is the body's left and +z its front where headings are removed (``measurement``). A value on a threshold belongs
 to the bin below it.
 
-Source: ``specs/motion-tokenizers.md`` section 2.
+Source: CoMo (Huang et al., ECCV 2024), after PoseScript (Delmas et al., ECCV 2022).
 """
 
 from __future__ import annotations

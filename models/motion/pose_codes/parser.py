@@ -40,7 +40,7 @@ class PoseParser:
             ("at the left of", "in front of") are then true only of bodies that face -z, and say the opposite of
             bodies that face +z, as those of HumanML3D at first do.
 
-    Source: ``specs/motion-tokenizers.md`` section 2.
+    Source: CoMo (Huang et al., ECCV 2024), after PoseScript (Delmas et al., ECCV 2022).
     """
 
     def __init__(self, *, como_compat: bool = False) -> None:

@@ -3,7 +3,7 @@
 SMPL's arms end at the wrist. A knuckle lies 13.67 cm beyond it, where the forearm points, and the hand halfway
 between; the torso is the middle of pelvis, chest (spine3) and neck.
 
-Source: ``specs/motion-tokenizers.md`` section 2.
+Source: CoMo (Huang et al., ECCV 2024), after PoseScript (Delmas et al., ECCV 2022).
 """
 
 from __future__ import annotations
