@@ -125,22 +125,16 @@ def _numbers(command: options.Edit, edits: Sequence[Edit], edited: Sequence[Edit
 
 
 def _print(edited: Sequence[Edited], console: Console) -> None:
-    table = Table(title="Seen in the decoded motion", title_justify="left", title_style="bold", pad_edge=False)
-    table.add_column("asked pose code", no_wrap=True)
-    for name in ("before", "after", "bins off before", "bins off after"):
+    title = "Seen in the decoded motion: share of the frames, and how many bins away"
+    table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
+    table.add_column("asked pose code")
+    for name in ("before", "after"):
         table.add_column(name, justify="right", no_wrap=True, style="bold" if name == "after" else "")
     asked = pooled(edited)
     rows = [(one.phrase, one.before, one.after) for one in asked]
-    total = ("all: edit consistency", *consistency(asked))
-    for phrase, before, after in (*rows, total):
-        table.add_row(
-            phrase,
-            f"{before.share:.0%}",
-            f"{after.share:.0%}",
-            f"{before.off:.1f}",
-            f"{after.off:.1f}",
-            end_section=phrase == rows[-1][0],
-        )
+    for phrase, *both in (*rows, ("all: edit consistency", *consistency(asked))):
+        cells = [f"{seen.share:.0%}  {seen.off:.1f}" for seen in both]
+        table.add_row(phrase, *cells, end_section=phrase == rows[-1][0])
     console.print(table, soft_wrap=False)
     kept = sum(one.kept for one in edited) / len(edited)
     console.print(f"Of the pose codes that were not asked for, the edited frames show {kept:.0%} as they did before.")
