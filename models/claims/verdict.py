@@ -14,7 +14,7 @@ from fastvq.models.claims.study import Claim, Study, View
 Outcome = Literal["reproduced", "did not reproduce", "not measured"]
 UNITS = {
     "mpjpe_mm": "joint error, mm",
-    "pa_mpjpe_mm": "joint error after Procrustes, mm",
+    "pa_mpjpe_mm": "pose error, mm after Procrustes",
     "accel_error_mm": "acceleration error, mm/frame²",
     "recon_smooth_l1": "smooth L1",
     "foot_skate": "foot skate, share of frames",
@@ -91,10 +91,8 @@ def markdown(study: Study, rows: Rows, facts: Mapping[str, str], notes: Sequence
         notes: sentences on why sizes differ from the paper's, for all claims.
     """
     verdicts = [judge(claim, rows) for claim in study.claims]
-    decided = [verdict for verdict in verdicts if verdict.outcome != "not measured"]
-    held = sum(verdict.outcome == "reproduced" for verdict in decided)
     lines = [f"# {study.title}: claims and measurements", ""]
-    lines += [f"{held} of {len(decided)} claims reproduced in direction.", ""]
+    lines += [_score(verdicts), ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()] + ["", study.equal, "", "## Claims", ""]
     lines += ["| claim | source | published | measured | |", "|---|---|---|---|---|"]
     units = {**UNITS, **study.metrics}
@@ -102,6 +100,16 @@ def markdown(study: Study, rows: Rows, facts: Mapping[str, str], notes: Sequence
     lines += ["", "Reproduced: the mean over the seeds improves at every step, and the last is better than the first"]
     lines += ["for every seed. Why sizes differ:", "", *(f"- {note}" for note in [*notes, *_reasons(study)]), ""]
     return "\n".join([*lines, "## Measurements", "", MEASURED, "", *_table(rows, units), ""])
+
+
+def _score(verdicts: Sequence[Verdict]) -> str:
+    """How many hold, those of the paper and our own apart."""
+    parts = []
+    for ours, what in ((False, "claims of the paper reproduced in direction"), (True, "further checks of ours held")):
+        decided = [v for v in verdicts if (v.claim.source == "ours") is ours and v.outcome != "not measured"]
+        if decided:
+            parts.append(f"{sum(v.outcome == 'reproduced' for v in decided)} of {len(decided)} {what}")
+    return f"{'; '.join(parts) or 'nothing was measured'}.".capitalize()
 
 
 def _reasons(study: Study) -> list[str]:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from fastvq.models.claims.study import Claim, Run, Study, View
@@ -68,7 +70,12 @@ def test_the_page_has_both_figures_and_says_what_held():
     )
     rows = [row(A, 0, 40), row(B, 0, 35), row(C, 0, 30), row(A, 1, 42), row(B, 1, 35), row(C, 1, 30)]
     page = markdown(study, rows, {"Data": "two clips"}, ["less data."])
-    assert "1 of 2 claims reproduced in direction." in page
+    assert "1 of 2 claims of the paper reproduced in direction.\n" in page
+    own = replace(study, claims=(published, replace(published, source="ours"), replace(published, metric="fid")))
+    assert "1 of 1 claims of the paper reproduced in direction; 1 of 1 further checks of ours held.\n" in markdown(
+        own, rows, {}, []
+    )
+    assert "Nothing was measured.\n" in markdown(replace(own, claims=own.claims[2:]), rows, {}, [])
     assert "0.041 → 0.015, -63 % (FID) | 41 → 30, -27 % (joint error, mm) | **reproduced** |" in page
     assert (
         "not at hand | 30 → 41, +37 % (joint error, mm) | **did not reproduce**: no better: a 41 after b 30 |" in page
