@@ -51,14 +51,11 @@ class Camera:
             UserError: a joint lies behind the camera.
         """
         azimuth, elevation = math.radians(self.azimuth), math.radians(self.elevation)
-        right = (math.cos(azimuth), 0.0, -math.sin(azimuth))
-        towards = (
-            math.cos(elevation) * math.sin(azimuth),
-            math.sin(elevation),
-            math.cos(elevation) * math.cos(azimuth),
-        )
-        up = (-math.sin(elevation) * math.sin(azimuth), math.cos(elevation), -math.sin(elevation) * math.cos(azimuth))
-        axes = torch.tensor([right, [-x for x in up], towards], dtype=joints.dtype, device=joints.device)
+        ahead, level = (math.sin(azimuth), math.cos(azimuth)), math.cos(elevation)
+        right = (ahead[1], 0.0, -ahead[0])
+        down = (math.sin(elevation) * ahead[0], -level, math.sin(elevation) * ahead[1])
+        towards = (level * ahead[0], math.sin(elevation), level * ahead[1])
+        axes = torch.tensor([right, down, towards], dtype=joints.dtype, device=joints.device)
         low, high = joints.amin(dim=(-3, -2), keepdim=True), joints.amax(dim=(-3, -2), keepdim=True)
         seen = (joints - (low + high) / 2) @ axes.T
         if self.distance is None:

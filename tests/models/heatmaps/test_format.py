@@ -48,7 +48,7 @@ def test_cameras():
     torch.testing.assert_close(top, torch.stack([x, z], dim=-1), atol=1e-6, rtol=0)
     near = Camera(distance=10.0).see(joints)
     torch.testing.assert_close(near, front * (10 / (10 - z)).unsqueeze(-1))
-    with pytest.raises(UserError, match="before the camera, got 1.0 m: give more than"):
+    with pytest.raises(UserError, match=r"before the camera, got 1\.0 m: give more than"):
         Camera(distance=1.0).see(joints)
 
 
