@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
-
-from typing_extensions import Self
+from typing import ClassVar, Literal, get_args
 
 from fastvq.models.errors import UserError
 from fastvq.models.motion.feature_formats import FeatureFormat, format_of
 from fastvq.models.nn.autoencoder import Activation
+from fastvq.models.tokenizers.saved_config import SavedConfig
 
-OTHER_KEYS = ("format", "kind", "training")
 # Sizes and counts fit what torch indexes and counts with.
 MOST = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class TokenizerConfig(ABC):
+class TokenizerConfig(SavedConfig, ABC):
     """Sizes of the convolutional auto-encoder and of its codebooks; subclasses add their quantizer's.
 
     Raises:
@@ -51,8 +47,6 @@ class TokenizerConfig(ABC):
     commitment_weight: float = 0.02
     """Weight of the commitment loss."""
 
-    kind: ClassVar[str]
-    """Name of the tokenizer on the command line and in files."""
     stream: ClassVar[Literal["group", "stage"]]
     """What the tokens of one latent differ in."""
 
@@ -120,42 +114,6 @@ class TokenizerConfig(ABC):
             UserError: no format has so many.
         """
         return format_of(self.input_dim)
-
-    @classmethod
-    def format(cls) -> str:
-        """What ``config.json`` calls its own format."""
-        return f"fastvq-{cls.kind}/1"
-
-    def to_dict(self) -> dict[str, Any]:
-        """What ``config.json`` holds about the model."""
-        return {"format": self.format(), "kind": self.kind, **dataclasses.asdict(self)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], source: str = "config.json") -> Self:
-        """The inverse of :meth:`to_dict`; a key that is absent keeps its default.
-
-        Raises:
-            UserError: another kind or format, an unknown key, a wrong value.
-        """
-        kind, written_as = values.get("kind", cls.kind), values.get("format", cls.format())
-        if kind != cls.kind:
-            raise UserError(
-                f"{source} is of the kind {kind!r}, expected {cls.kind!r}: load it with the class of its kind, "
-                "which fastvq.models.kinds.load_tokenizer finds"
-            )
-        if written_as != cls.format():
-            raise UserError(
-                f"{source} has the format {written_as!r}, and this version of fastvq reads {cls.format()!r}: "
-                "use the version of fastvq that wrote it"
-            )
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known - set(OTHER_KEYS))
-        if unknown:
-            raise UserError(
-                f"{source} has keys that a {cls.kind} does not know: {', '.join(unknown)}; "
-                f"pass config={cls.__name__}(...) to from_pretrained to replace the file"
-            )
-        return cls(**{name: values[name] for name in values if name in known})
 
 
 @dataclass(frozen=True)
