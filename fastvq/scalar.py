@@ -80,16 +80,19 @@ class ScalarQuantizer(ChannelGroups, ABC):
 
     def _latent(
         self, x: Tensor, mask: Tensor | None, lengths: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None, torch.Size]:
-        """x -> z (G, R1, R2, C) with zeros for rows that are not finite, which rows are, the mask, the shape R."""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, torch.Size]:
+        """x -> z (G, R1, R2, C) with zeros for rows that are not finite, which rows are (None where all are known to
+        be), the mask, the shape R."""
         check.floating("x", x)
         wide = x
         if isinstance(self.project_in, nn.Linear):
             # Zeros before the projection: a NaN times a gradient of zero would still spoil the weight's gradient.
-            wide = x if self.check_finite else torch.where(x.isfinite(), x, 0)
+            wide = x if self.check_finite or known_finite(x) else torch.where(x.isfinite(), x, 0)
             wide = wide.to(self.project_in.weight.dtype)
         rows, mask, shape = self._rows(wide, mask, lengths, x)
         z = rows if rows.dtype == torch.float64 else rows.float()
+        if known_finite(z) and (wide is x or known_finite(x)):
+            return z, None, mask, shape
         finite = z.isfinite().all(-1)
         if isinstance(self.project_in, nn.Linear):
             finite = finite & x.movedim(self.channel_dim, -1).isfinite().all(-1).reshape(z.shape[1:3])
@@ -98,16 +101,20 @@ class ScalarQuantizer(ChannelGroups, ABC):
     def _quantized(self, x: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Quantized:
         """As forward, with indices (*R, G, Q)."""
         z, finite, mask, shape = self._latent(x, mask, lengths)
-        valid = finite if mask is None else finite & mask
+        valid = _both(finite, mask)
         taken = None
         if self.training and self.dropout is not None:
             number = self.dropout(z.shape[1:3], self.num_quantizers, z.device)
             taken = torch.arange(self.num_quantizers, device=z.device) < number.unsqueeze(-1)
-        codes, indices, loss = self._quantize(z, valid, taken)
-        indices = torch.where(valid.unsqueeze(-1) if taken is None else valid.unsqueeze(-1) & taken, indices, -1)
+        every = z.new_ones(z.shape[:-1], dtype=torch.bool) if valid is None else valid.expand(z.shape[:-1])
+        codes, indices, loss = self._quantize(z, every, taken)
+        kept = _both(None if valid is None else valid.unsqueeze(-1), taken)
+        indices = indices if kept is None else torch.where(kept, indices, -1)
         # A row that is not finite becomes NaN, behind the projection and not before, for the reason above.
-        lost = torch.where(finite, 0.0, float("nan")).to(codes.dtype).unsqueeze(-1)
-        if isinstance(self.project_out, nn.Linear):
+        lost = None if finite is None else torch.where(finite, 0.0, float("nan")).to(codes.dtype).unsqueeze(-1)
+        if lost is None:
+            quantized = self._restore(codes, shape)
+        elif isinstance(self.project_out, nn.Linear):
             quantized = self._restore(codes, shape)
             spoilt = lost.sum(0).reshape(*shape, 1).movedim(-1, self.channel_dim)
             quantized = quantized + spoilt.to(quantized.dtype)
@@ -120,8 +127,8 @@ class ScalarQuantizer(ChannelGroups, ABC):
     def _encoded(self, x: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
         """x -> indices (*R, G, Q)."""
         z, finite, mask, shape = self._latent(x, mask, lengths)
-        valid = finite if mask is None else finite & mask
-        return self._index_shape(torch.where(valid.unsqueeze(-1), self._indices(z), -1), shape)
+        valid, indices = _both(finite, mask), self._indices(z)
+        return self._index_shape(indices if valid is None else torch.where(valid.unsqueeze(-1), indices, -1), shape)
 
     def _decoded(self, indices: Tensor) -> Tensor:
         """indices (*R, G, Q) -> quantized."""
@@ -143,6 +150,20 @@ class ScalarQuantizer(ChannelGroups, ABC):
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, codebook_size={self.codebook_size}"
+
+
+def known_finite(x: Tensor) -> bool:
+    """Whether x is known to be finite at the price of one look at it: on a CPU, where no graph is being traced.
+
+    A sum is finite only where all its terms are; where it overflows, nothing is known.
+    """
+    plain = type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return plain and torch._C._functorch.peek_interpreter_stack() is None and math.isfinite(x.detach().sum().item())
+
+
+def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """a & b, where None is True everywhere."""
+    return b if a is None else a if b is None else a & b
 
 
 def mean_of(values: Tensor, valid: Tensor) -> Tensor:
