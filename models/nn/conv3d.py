@@ -5,10 +5,28 @@ Volumes are channels-first, (B, C, T, H, W).
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 NORM_EPS = 1e-6
+
+
+class Conv3d(nn.Conv3d):
+    """``torch.nn.Conv3d``, in float32 on a CPU where 16 bits give wrong weight gradients.
+
+    They do, without an error, where time is shorter than the kernel: with a kernel of 3 on 2 frames, or of 4 on 1 to
+    3, torch 2.13 leaves memory as it was (on AVX-512 BF16). Such volumes are the smallest of a model and cost little.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, in_channels, T, H, W) -> (B, out_channels, T', H', W')."""
+        short = input.device.type == "cpu" and input.shape[2] < self.kernel_size[0]
+        if not short or not (torch.is_autocast_enabled("cpu") or input.dtype in (torch.bfloat16, torch.float16)):
+            return super().forward(input)
+        bias = None if self.bias is None else self.bias.float()
+        with torch.autocast("cpu", enabled=False):
+            return self._conv_forward(input.float(), self.weight.float(), bias).to(input.dtype)
 
 
 class ResidualBlock3d(nn.Module):
@@ -22,11 +40,11 @@ class ResidualBlock3d(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, *, norm_groups: int) -> None:
         super().__init__()
         self.norm_in = nn.GroupNorm(norm_groups, in_channels, eps=NORM_EPS)
-        self.conv_in = nn.Conv3d(in_channels, out_channels, 3, padding=1)
+        self.conv_in = Conv3d(in_channels, out_channels, 3, padding=1)
         self.norm_out = nn.GroupNorm(norm_groups, out_channels, eps=NORM_EPS)
-        self.conv_out = nn.Conv3d(out_channels, out_channels, 3, padding=1)
+        self.conv_out = Conv3d(out_channels, out_channels, 3, padding=1)
         same = in_channels == out_channels
-        self.shortcut = nn.Identity() if same else nn.Conv3d(in_channels, out_channels, 1)
+        self.shortcut = nn.Identity() if same else Conv3d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, T, H, W) -> (B, out_channels, T, H, W)."""
@@ -43,7 +61,7 @@ class NonLocalBlock3d(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(1, channels, eps=NORM_EPS)
-        self.query, self.key, self.value, self.out = (nn.Conv3d(channels, channels, 1) for _ in range(4))
+        self.query, self.key, self.value, self.out = (Conv3d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, C, T, H, W)."""
@@ -57,7 +75,7 @@ class Downsample3d(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(channels, channels, 3, stride=2)
+        self.conv = Conv3d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, C, T / 2, H / 2, W / 2)."""
@@ -69,7 +87,7 @@ class Upsample3d(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(channels, channels, 3, padding=1)
+        self.conv = Conv3d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, C, 2 T, 2 H, 2 W)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fastvq.models.errors import UserError
+from fastvq.models.nn.conv3d import Conv3d
 
 
 class PatchDiscriminator3d(nn.Module):
@@ -19,15 +20,15 @@ class PatchDiscriminator3d(nn.Module):
 
     def __init__(self, in_channels: int, *, width: int = 64, layers: int = 3) -> None:
         super().__init__()
-        body: list[nn.Module] = [nn.Conv3d(in_channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        body: list[nn.Module] = [Conv3d(in_channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         before = width
         for layer in range(1, layers + 1):
             after = width * min(2**layer, 8)
             stride = 2 if layer < layers else 1
-            body.append(nn.Conv3d(before, after, 4, stride=stride, padding=1, bias=False))
+            body.append(Conv3d(before, after, 4, stride=stride, padding=1, bias=False))
             body += [nn.BatchNorm3d(after), nn.LeakyReLU(0.2)]
             before = after
-        body.append(nn.Conv3d(before, 1, 4, padding=2))
+        body.append(Conv3d(before, 1, 4, padding=2))
         self.body = nn.Sequential(*body)
         self.least = 2 ** (layers + 1)
         self.apply(_initialise)
@@ -47,7 +48,7 @@ class PatchDiscriminator3d(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv3d):
+    if isinstance(module, Conv3d):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm3d):
         nn.init.normal_(module.weight, 1.0, 0.02)

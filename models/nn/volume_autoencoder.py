@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fastvq.models.nn.conv3d import NORM_EPS, Downsample3d, NonLocalBlock3d, ResidualBlock3d, Upsample3d
+from fastvq.models.nn.conv3d import NORM_EPS, Conv3d, Downsample3d, NonLocalBlock3d, ResidualBlock3d, Upsample3d
 
 
 class _Blocks(nn.Module):
@@ -52,7 +52,7 @@ class VolumeEncoder(_Blocks):
         norm_groups: int,
     ) -> None:
         super().__init__()
-        self.conv_in = nn.Conv3d(in_channels, channels[0], 3, padding=1)
+        self.conv_in = Conv3d(in_channels, channels[0], 3, padding=1)
         body: list[nn.Module] = []
         before = channels[0]
         for level, width in enumerate(channels):
@@ -66,7 +66,7 @@ class VolumeEncoder(_Blocks):
         body += _middle(before, norm_groups)
         self.body = nn.ModuleList(body)
         self.norm_out = nn.GroupNorm(norm_groups, before, eps=NORM_EPS)
-        self.conv_out = nn.Conv3d(before, out_channels, 3, padding=1)
+        self.conv_out = Conv3d(before, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, T, H, W) -> (B, out_channels, T', H', W'), each axis over ``2 ** down_stages``."""
@@ -98,7 +98,7 @@ class VolumeDecoder(_Blocks):
     ) -> None:
         super().__init__()
         before = channels[-1]
-        self.conv_in = nn.Conv3d(in_channels, before, 3, padding=1)
+        self.conv_in = Conv3d(in_channels, before, 3, padding=1)
         body: list[nn.Module] = _middle(before, norm_groups)
         first = 1 if up_stages < len(channels) else 0
         for level, width in enumerate(reversed(channels)):
@@ -110,7 +110,7 @@ class VolumeDecoder(_Blocks):
                 body.append(Upsample3d(width))
         self.body = nn.ModuleList(body)
         self.norm_out = nn.GroupNorm(norm_groups, before, eps=NORM_EPS)
-        self.conv_out = nn.Conv3d(before, out_channels, 3, padding=1)
+        self.conv_out = Conv3d(before, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, T', H', W') -> (B, out_channels, T, H, W), each axis times ``2 ** up_stages``."""

@@ -186,6 +186,10 @@ class HeatmapVQGAN(nn.Module):
         latents = self.to_codes(self.encoder(heatmaps))
         return latents if latents.dtype == torch.float64 else latents.float()
 
+    def heatmaps(self, quantized: Tensor) -> Tensor:
+        """The inverse of :meth:`latents`: (B, code_dim, T', H', W') -> (B, C, T, H, W)."""
+        return self.decoder(self.from_codes(quantized))
+
     def forward(self, heatmaps: Tensor | np.ndarray) -> HeatmapReconstruction:
         """Encodes and decodes.
 
@@ -196,7 +200,7 @@ class HeatmapVQGAN(nn.Module):
             UserError: another shape, sizes that the downsampling does not divide, or values that are not finite.
         """
         quantized, indices, loss = self.quantizer(self.latents(self._checked(heatmaps)))
-        return HeatmapReconstruction(self.decoder(self.from_codes(quantized)), indices, loss)
+        return HeatmapReconstruction(self.heatmaps(quantized), indices, loss)
 
     @torch.no_grad()
     def encode(self, heatmaps: Tensor | np.ndarray) -> Tensor:
@@ -223,7 +227,7 @@ class HeatmapVQGAN(nn.Module):
         if low < 0 or high >= self.config.codebook_size:
             raise UserError(f"tokens must lie in 0 to {self.config.codebook_size - 1}, got {low} to {high}")
         weight = self.from_codes.weight
-        return self.decoder(self.from_codes(self.quantizer.decode(codes.long().to(weight.device)).to(weight.dtype)))
+        return self.heatmaps(self.quantizer.decode(codes.long().to(weight.device)).to(weight.dtype))
 
     def _checked(self, heatmaps: Tensor | np.ndarray) -> Tensor:
         if not isinstance(heatmaps, (Tensor, np.ndarray)):

@@ -12,6 +12,7 @@ import torch
 from fastvq.models.errors import UserError
 from fastvq.models.nn.conv import ConvImplementation
 from fastvq.models.tokenizers.config import MotionVQVAEConfig, TokenizerConfig, check_integer, check_number
+from fastvq.models.tokenizers.saved_config import SavedConfig
 from fastvq.models.training.losses import LossTerms, LossWeights
 
 Precision = Literal["fp32", "bf16"]
@@ -22,52 +23,24 @@ RESUMABLE = ("steps", "checkpoint_every", "keep_checkpoints", "log_every", "prof
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """A run of :func:`fastvq.models.training.trainer.train`; the defaults are the
-    multi-group motion VQ-VAE's published recipe, and other kinds have theirs in a subclass.
+class RunConfig:
+    """What every run has, whatever it trains.
 
     Raises:
         UserError: a value that no run can have, naming it.
     """
 
-    model: TokenizerConfig = field(default_factory=MotionVQVAEConfig)
-    loss: LossTerms = field(default_factory=LossWeights)
-    start_from: str | None = None
-    """A run or saved model whose weights, codebooks and feature statistics training starts from."""
+    model: SavedConfig = field(default_factory=MotionVQVAEConfig)
     steps: int = 300_000
     """Optimizer steps."""
     batch_size: int = 128
     """Windows per step."""
-    window: int = 64
-    """Frames of a window."""
-    short_clips: ShortClips = "skip"
-    """What becomes of clips that are shorter than the window: left out of training, or padded and masked."""
-    mirror: bool = False
-    """Show each window mirrored left to right with probability one half."""
-    speeds: tuple[float, ...] = (1.0,)
-    """Play each window at one of these speeds, drawn at random; 2 is twice as fast."""
-    turn: bool = False
-    """Turn each window about the vertical by a random angle."""
     lr: float = 2e-4
-    """Learning rate of AdamW."""
+    """Learning rate."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """Moments of AdamW."""
-    weight_decay: float = 0.0
-    """Weight decay of AdamW."""
-    warmup: int = 1000
-    """Steps over which the learning rate rises linearly."""
-    milestones: tuple[int, ...] = (50_000, 400_000)
-    """Steps after which the learning rate is multiplied by gamma."""
-    gamma: float = 0.05
-    """Factor of the learning rate at each milestone."""
-    grad_clip: float | None = None
-    """Largest norm of the gradient; no limit if absent."""
+    """Moments of the optimizer."""
     precision: Precision = "fp32"
     """bf16 runs the convolutions under autocast; weights, codebooks and losses stay float32."""
-    conv: ConvImplementation = "auto"
-    """Form of the convolutions; auto is taps for bf16 on a CPU, conv1d otherwise."""
-    compile: bool = False
-    """Compile encoder and decoder with torch.compile; without a compiler a line says so, and training goes on."""
     seed: int = 0
     """Seed of weights, windows and codebook initialisation."""
     checkpoint_every: int = 5000
@@ -76,43 +49,17 @@ class TrainConfig:
     """Newest checkpoints that stay."""
     log_every: int = 50
     """Steps between rows of metrics.jsonl."""
-    profile_sections: bool = False
-    """Time the sections of a step; synchronises the device, so the run is slower."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "checkpoint_every", "keep_checkpoints", "log_every"):
             check_integer(name, getattr(self, name), 1)
-        check_integer("warmup", self.warmup, 0)
         check_integer("seed", self.seed, 0, 2**63 - 1)
-        check_integer("window", self.window, self.model.downsample)
-        if self.window % self.model.downsample:
-            raise UserError(
-                f"window must be a multiple of the {self.model.downsample} frames of a token, got {self.window}: "
-                f"use {self.window // self.model.downsample * self.model.downsample}"
-            )
-        if not self.speeds:
-            raise UserError("speeds must name at least one speed, got none: 1 is the recorded one")
-        for speed in self.speeds:
-            check_number("speeds", speed, 0.1, 10)
         check_number("lr", self.lr, 0, above=True)
-        check_number("gamma", self.gamma, 0, 1, above=True)
-        check_number("weight_decay", self.weight_decay, 0)
         if len(self.betas) != 2:
             raise UserError(f"betas must be two numbers, got {self.betas!r}")
         for beta in self.betas:
             check_number("betas", beta, 0, 1, below=True)
-        for milestone in self.milestones:
-            check_integer("milestones", milestone, 1)
-        if self.grad_clip is not None:
-            check_number("grad_clip", self.grad_clip, 0, above=True)
-        check_choice("short_clips", self.short_clips, get_args(ShortClips))
         check_choice("precision", self.precision, get_args(Precision))
-        check_choice("conv", self.conv, get_args(ConvImplementation))
-
-    def learning_rate(self, step: int) -> float:
-        """The learning rate of a step (counted from 0): linear warm-up, then times gamma at each milestone."""
-        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        return self.lr * warm * self.gamma ** sum(step >= milestone for milestone in self.milestones)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -134,6 +81,74 @@ class TrainConfig:
         ]
         if changed:
             raise UserError(f"cannot resume with other settings: {', '.join(changed)}; start a new run instead")
+
+
+@dataclass(frozen=True)
+class TrainConfig(RunConfig):
+    """A run of :func:`fastvq.models.training.trainer.train`; the defaults are the
+    multi-group motion VQ-VAE's published recipe, and other kinds have theirs in a subclass.
+
+    Raises:
+        UserError: a value that no run can have, naming it.
+    """
+
+    model: TokenizerConfig = field(default_factory=MotionVQVAEConfig)
+    loss: LossTerms = field(default_factory=LossWeights)
+    start_from: str | None = None
+    """A run or saved model whose weights, codebooks and feature statistics training starts from."""
+    window: int = 64
+    """Frames of a window."""
+    short_clips: ShortClips = "skip"
+    """What becomes of clips that are shorter than the window: left out of training, or padded and masked."""
+    mirror: bool = False
+    """Show each window mirrored left to right with probability one half."""
+    speeds: tuple[float, ...] = (1.0,)
+    """Play each window at one of these speeds, drawn at random; 2 is twice as fast."""
+    turn: bool = False
+    """Turn each window about the vertical by a random angle."""
+    weight_decay: float = 0.0
+    """Weight decay of AdamW."""
+    warmup: int = 1000
+    """Steps over which the learning rate rises linearly."""
+    milestones: tuple[int, ...] = (50_000, 400_000)
+    """Steps after which the learning rate is multiplied by gamma."""
+    gamma: float = 0.05
+    """Factor of the learning rate at each milestone."""
+    grad_clip: float | None = None
+    """Largest norm of the gradient; no limit if absent."""
+    conv: ConvImplementation = "auto"
+    """Form of the convolutions; auto is taps for bf16 on a CPU, conv1d otherwise."""
+    compile: bool = False
+    """Compile encoder and decoder with torch.compile; without a compiler a line says so, and training goes on."""
+    profile_sections: bool = False
+    """Time the sections of a step; synchronises the device, so the run is slower."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_integer("warmup", self.warmup, 0)
+        check_integer("window", self.window, self.model.downsample)
+        if self.window % self.model.downsample:
+            raise UserError(
+                f"window must be a multiple of the {self.model.downsample} frames of a token, got {self.window}: "
+                f"use {self.window // self.model.downsample * self.model.downsample}"
+            )
+        if not self.speeds:
+            raise UserError("speeds must name at least one speed, got none: 1 is the recorded one")
+        for speed in self.speeds:
+            check_number("speeds", speed, 0.1, 10)
+        check_number("gamma", self.gamma, 0, 1, above=True)
+        check_number("weight_decay", self.weight_decay, 0)
+        for milestone in self.milestones:
+            check_integer("milestones", milestone, 1)
+        if self.grad_clip is not None:
+            check_number("grad_clip", self.grad_clip, 0, above=True)
+        check_choice("short_clips", self.short_clips, get_args(ShortClips))
+        check_choice("conv", self.conv, get_args(ConvImplementation))
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step (counted from 0): linear warm-up, then times gamma at each milestone."""
+        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        return self.lr * warm * self.gamma ** sum(step >= milestone for milestone in self.milestones)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,22 +16,35 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from fastvq.models import storage
 from fastvq.models.errors import UserError
 from fastvq.models.files import check_readable, parse_json
 from fastvq.models.tokenizers import pretrained
-from fastvq.models.tokenizers.tokenizer import MotionTokenizer
-from fastvq.models.training.config import TrainConfig
+from fastvq.models.training.config import RunConfig
 
 LAST_FORMAT = "fastvq-last/1"
 TRAINER_FORMAT = "fastvq-trainer/1"
 TRAINER = "trainer.pt"
+
+
+class SavedModel(Protocol):
+    """What a run folder and a training loop ask of a model."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
+
+    def load_weights(self, state: Mapping[str, Tensor], source: Path) -> None:
+        """Takes tensors by name."""
+
+    def save_pretrained(self, save_directory: Path, *, extra_config: Mapping[str, Any] | None = None) -> Any:
+        """Writes the model."""
 
 
 class RunFolder:
@@ -112,7 +125,7 @@ class RunFolder:
             raise UserError(f"{self.path / pretrained.CONFIG} holds no training settings: start a new run")
         return values
 
-    def start(self, environment: dict[str, Any], config: TrainConfig) -> None:
+    def start(self, environment: dict[str, Any], config: RunConfig) -> None:
         """Writes what is known before the first step, and clears away what a killed process left behind."""
         storage.write_text(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
         settings = {**config.model.to_dict(), "training": config.to_dict()}
@@ -122,13 +135,11 @@ class RunFolder:
         self._remove_old(config.keep_checkpoints)
         storage.remove_partial(self.path)
 
-    def save_model(self, model: MotionTokenizer, config: TrainConfig) -> None:
+    def save_model(self, model: SavedModel, config: RunConfig) -> None:
         """Writes the model itself, beside the settings of its training."""
         model.save_pretrained(self.path, extra_config={"training": config.to_dict()})
 
-    def save_checkpoint(
-        self, step: int, model: MotionTokenizer, config: TrainConfig, trainer: dict[str, Any]
-    ) -> Path:
+    def save_checkpoint(self, step: int, model: SavedModel, config: RunConfig, trainer: dict[str, Any]) -> Path:
         """Writes a checkpoint, names it in ``last.json``, then removes old ones.
 
         Args:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -22,16 +17,14 @@ from fastvq import GroupedVQ, ResidualVQ
 from fastvq.models.errors import UserError
 from fastvq.models.kinds import KINDS, load_tokenizer
 from fastvq.models.nn.conv import fastest_implementation, set_implementation
-from fastvq.models.tokenizers import pretrained
 from fastvq.models.tokenizers.code_use import code_use, count_codes
 from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 from fastvq.models.training.compilation import obstacle
 from fastvq.models.training.config import TrainConfig
 from fastvq.models.training.data import FeatureClip, feature_statistics, fingerprint
-from fastvq.models.training.environment import environment
+from fastvq.models.training.loop import TrainingLoop, newest_checkpoint, single_process
 from fastvq.models.training.optimizer import DenseAdamW
-from fastvq.models.training.reporting import Reporter
-from fastvq.models.training.run_folder import RunFolder, load_trainer
+from fastvq.models.training.run_folder import RunFolder
 from fastvq.models.training.sections import SectionTimer
 from fastvq.models.training.step import StepLosses, TrainingStep
 from fastvq.models.training.windows import WindowSampler
@@ -91,14 +84,9 @@ def train(
             a disk that is full.
     """
     console = Console(quiet=True) if console is None else console
-    accelerator = Accelerator(mixed_precision="no")
-    if accelerator.num_processes > 1:
-        raise UserError(
-            f"training runs in one process, got {accelerator.num_processes}: codebooks are not yet kept equal "
-            "across processes; launch it without torchrun, or with one process"
-        )
+    accelerator = single_process()
     folder = RunFolder(Path(out))
-    _checkpoint(folder, resume)
+    newest_checkpoint(folder, resume=resume)
     clips = [clip for clip in clips if clip.split == "train"]
     sampler = WindowSampler(
         clips,
@@ -119,24 +107,19 @@ def train(
         run = _Run(config, clips, sampler, folder, accelerator)
         if run.hindrance is not None:
             console.print(f"{run.hindrance}: training goes on without it.", markup=False)
-        with folder.lock():
-            checkpoint = _checkpoint(folder, resume)
-            if checkpoint is not None:
-                run.load(checkpoint)
-                console.print(f"Resuming at step {run.step} from {checkpoint}.", markup=False)
-            elif resume:
-                console.print(f"{out} has no checkpoint to resume: starting at step 0.", markup=False)
-            folder.start(environment(accelerator.device), config)
-            folder.truncate_metrics(run.step)
-            return run.train(console)
-
-
-def _checkpoint(folder: RunFolder, resume: bool) -> Path | None:
-    """The checkpoint to go on from, if there is one."""
-    checkpoint = folder.last()
-    if checkpoint is not None and not resume:
-        raise UserError(f"{folder.path} holds a run already: resume it, or choose another folder")
-    return checkpoint
+        ended = run.go(console, resume=resume)
+    return RunResult(
+        out=folder.path,
+        step=run.step,
+        interrupted=ended.interrupted,
+        seconds=ended.seconds,
+        clips_used=sampler.used,
+        clips_skipped=sampler.skipped,
+        frames=sampler.frames,
+        terms=config.loss.names(),
+        metrics=ended.row,
+        model=run.model.eval(),
+    )
 
 
 def start_from(model: MotionTokenizer, folder: str) -> None:
@@ -157,8 +140,11 @@ def start_from(model: MotionTokenizer, folder: str) -> None:
     model.load_state_dict(other)
 
 
-class _Run:
+class _Run(TrainingLoop):
     """The state of a run between steps."""
+
+    config: TrainConfig
+    model: MotionTokenizer
 
     def __init__(
         self,
@@ -168,10 +154,8 @@ class _Run:
         folder: RunFolder,
         accelerator: Accelerator,
     ) -> None:
-        self.config, self.sampler, self.folder, self.accelerator = config, sampler, folder, accelerator
-        self.device = accelerator.device
-        self.data = fingerprint(clips)
-        self.step = 0
+        super().__init__(config, folder, accelerator.device, fingerprint(clips))
+        self.sampler, self.accelerator = sampler, accelerator
         torch.manual_seed(config.seed)
         mean, std = feature_statistics(clips)
         tokenizer = KINDS[config.model.kind].tokenizer
@@ -196,89 +180,18 @@ class _Run:
         compiled = config.compile and self.hindrance is None
         step = TrainingStep(self.model, config.loss, config.precision, self.timer, compile=compiled)
         self.forward, self.prepared = accelerator.prepare(step, self.optimizer)
+        self.averages = _Averages(config, self.device)
 
-    def load(self, checkpoint: Path) -> None:
-        """Takes up where a checkpoint left off."""
-        self.config.check_resumes(self.folder.training_config())
-        trainer = load_trainer(checkpoint)
-        if trainer["data"] != self.data:
-            raise UserError(
-                f"cannot resume {self.folder.path} with other training clips: give the data that it was started with"
-            )
-        if trainer["step"] > self.config.steps:
-            raise UserError(
-                f"{self.folder.path} is at step {trainer['step']} already: steps must be at least that, "
-                f"got {self.config.steps}"
-            )
-        state, source = pretrained.read_weights(checkpoint)
-        self.model.load_weights(state, source)
-        self.optimizer.load_state_dict(trainer["optimizer"])
-        torch.set_rng_state(trainer["rng"])
-        if self.device.type == "cuda" and "rng_cuda" in trainer:  # absent where the run was started on a CPU
-            torch.cuda.set_rng_state(trainer["rng_cuda"], self.device)
-        self.step = trainer["step"]
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"optimizer": self.optimizer}
 
-    def save(self) -> Path:
-        """Writes a checkpoint of the present step.
+    def record(self, losses: StepLosses) -> None:
+        """Takes a step into the next row."""
+        self.averages.add(losses)
 
-        Raises:
-            UserError: the weights are not finite, so that nothing could come of it, or the disk is full.
-        """
-        state = self.model.state_dict().values()
-        if not all(bool(tensor.isfinite().all()) for tensor in state if tensor.is_floating_point()):
-            raise self._diverged("the weights are not finite")
-        trainer = {"data": self.data, "optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            trainer["rng_cuda"] = torch.cuda.get_rng_state(self.device)
-        return self.folder.save_checkpoint(self.step, self.model, self.config, trainer)
-
-    def _diverged(self, what: str) -> UserError:
-        last = self.folder.last()
-        kept = "no checkpoint was written before that" if last is None else f"the checkpoint before that is {last}"
-        return UserError(f"{what} at step {self.step}: lower lr, lengthen warmup, or set grad_clip; {kept}")
-
-    def train(self, console: Console) -> RunResult:
-        """Runs the remaining steps; Ctrl-C ends after the step in hand, with a checkpoint."""
-        config, start = self.config, time.perf_counter()
-        window = _Averages(config, self.device)
-        row: dict[str, Any] = {}
-        saved = self.step if self.folder.last() else -1
-        with Reporter(self.folder, config.steps, self.step, console) as reporter, _stop_signal() as stop:
-            while self.step < config.steps and not stop.is_set():
-                window.add(self.advance())
-                reporter.advance()
-                last_step = self.step == config.steps or stop.is_set()
-                if self.step % config.log_every == 0 or last_step:
-                    row = window.row(self.step, config.learning_rate(self.step - 1), self.timer)
-                    if not math.isfinite(row["loss"]):
-                        raise self._diverged(f"the loss is {row['loss']}")
-                    reporter.log(row)
-                if self.step % config.checkpoint_every == 0 or last_step:
-                    self.save()
-                    saved = self.step
-            if saved < self.step:
-                self.save()
-        seconds = time.perf_counter() - start
-        self.folder.save_model(self.model, config)
-        interrupted = self.step < config.steps
-        if interrupted:
-            console.print(
-                f"Stopped at step {self.step} of {config.steps}; model and checkpoint are in {self.folder.path}. "
-                "Resume to go on.",
-                markup=False,
-            )
-        return RunResult(
-            out=self.folder.path,
-            step=self.step,
-            interrupted=interrupted,
-            seconds=seconds,
-            clips_used=self.sampler.used,
-            clips_skipped=self.sampler.skipped,
-            frames=self.sampler.frames,
-            terms=config.loss.names(),
-            metrics=row,
-            model=self.model.eval(),
-        )
+    def row(self) -> dict[str, Any]:
+        """Means over the steps since the last row."""
+        return self.averages.row(self.step, self.config.learning_rate(self.step - 1), self.timer)
 
     def advance(self) -> StepLosses:
         """One optimizer step."""
@@ -344,24 +257,3 @@ class _Averages:
             row["sections_ms"] = timer.mean_ms(reset=True)
         self._reset()
         return row
-
-
-@contextlib.contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or a termination signal sets; a second Ctrl-C interrupts at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def request(number: int, frame: FrameType | None) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
