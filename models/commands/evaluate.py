@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastvq.models.commands import common
+from fastvq.models.commands import common, heatmap_vqgan
 from fastvq.models.commands.options import Evaluate
 from fastvq.models.commands.results import metrics, print_table
 from fastvq.models.errors import UserError
@@ -16,6 +16,8 @@ def run(command: Evaluate) -> int:
         common.check_new_file(command.json, overwrite=command.overwrite)
     if command.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {command.batch_size}")
+    if heatmap_vqgan.is_heatmap_model(command.checkpoint):
+        return heatmap_vqgan.evaluate(command)
     console = common.make_console()
     model = common.load_model(command.checkpoint, command.device)
     evaluator = None if command.evaluator is None else open_evaluator(command.evaluator).to(model.mean.device)

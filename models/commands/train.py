@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 
-from fastvq.models.commands import common
+from fastvq.models.commands import common, heatmap_vqgan
 from fastvq.models.commands.finish import finish_run
 from fastvq.models.commands.train_options import Train, settings
 from fastvq.models.errors import UserError
+from fastvq.models.training.config import TrainConfig
+from fastvq.models.training.heatmap_vqgan import HeatmapTrainConfig
 from fastvq.models.training.trainer import train
 
 
@@ -19,6 +21,9 @@ def run(command: Train) -> int:
         raise UserError("--resume keeps what --overwrite removes: give one of them")
     if not command.resume:
         common.check_new_folder(command.out, overwrite=command.overwrite)
+    if isinstance(config, HeatmapTrainConfig):
+        return heatmap_vqgan.train(command, config, console)
+    assert isinstance(config, TrainConfig)
     clips = common.read_features(command.data, console, config.model, mapping=command.mapping, scale=command.scale)
     held_out = [clip for clip in clips if clip.split == "test"]
     console.print(f"{len(clips)} clips: {sum(clip.split == 'train' for clip in clips)} train, {len(held_out)} test")

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import tyro
 
@@ -14,12 +14,31 @@ from fastvq.models.commands.options import OptionalNumber, OptionalPath
 from fastvq.models.errors import UserError
 from fastvq.models.kinds import KINDS
 from fastvq.models.tokenizers import pretrained
-from fastvq.models.training.config import TrainConfig
+from fastvq.models.tokenizers.heatmap_vqgan import HeatmapVQGANConfig
+from fastvq.models.tokenizers.saved_config import SavedConfig
+from fastvq.models.training.config import RunConfig, TrainConfig
+from fastvq.models.training.heatmap_vqgan import HeatmapTrainConfig
 from fastvq.models.training.run_folder import RunFolder
 
 
+class Trained(NamedTuple):
+    """What there is to train: the class of its settings, that of its model's, and a few words."""
+
+    training: type[RunConfig]
+    model: type[SavedConfig]
+    description: str
+
+
+TRAINED = {
+    **{name: Trained(kind.training, kind.tokenizer.config_class, kind.description) for name, kind in KINDS.items()},
+    HeatmapVQGANConfig.kind: Trained(
+        HeatmapTrainConfig, HeatmapVQGANConfig, "the adversarial VQ-GAN on heatmaps of motions"
+    ),
+}
+
+
 def _kinds() -> str:
-    listed = "; ".join(f"{name}, {kind.description}" for name, kind in KINDS.items())
+    listed = "; ".join(f"{name}, {kind.description}" for name, kind in TRAINED.items())
     return f"The kind of model: {listed}. Settings and their defaults are those of the kind."
 
 
@@ -41,7 +60,7 @@ class Train:
     columns, HumanML3D's 263 or KIT-ML's 251 (.npy)."""
     out: Path
     """The run folder to write."""
-    options: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+    options: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
     resume: bool = False
     """Go on from the newest checkpoint in --out, with the settings stored there unless others are given."""
     overwrite: bool = False
@@ -62,7 +81,7 @@ def command(arguments: Sequence[str]) -> type[Train]:
     """
     name = _kind(arguments)
     # The settings by the names that they have on the command line.
-    kind = KINDS[name].tokenizer.config_class
+    kind = TRAINED[name].model
     model = dataclasses.make_dataclass(
         "ModelOptions",
         [
@@ -78,7 +97,7 @@ def command(arguments: Sequence[str]) -> type[Train]:
     options = dataclasses.make_dataclass(
         "TrainOptions",
         [("model", Annotated[model, tyro.conf.arg(name="")], field(default_factory=model))],
-        bases=(KINDS[name].training,),
+        bases=(TRAINED[name].training,),
         frozen=True,
     )
     return dataclasses.make_dataclass(
@@ -90,10 +109,10 @@ def command(arguments: Sequence[str]) -> type[Train]:
     )
 
 
-def settings(options: TrainConfig) -> TrainConfig:
+def settings(options: RunConfig) -> RunConfig:
     """The options of a command as the trainer knows them."""
-    kind = KINDS[options.model.kind]
-    model = kind.tokenizer.config_class(**dataclasses.asdict(options.model))
+    kind = TRAINED[options.model.kind]
+    model = kind.model(**dataclasses.asdict(options.model))
     values = {entry.name: getattr(options, entry.name) for entry in dataclasses.fields(kind.training)}
     return kind.training(**{**values, "model": model})
 
@@ -127,9 +146,9 @@ def stored(arguments: Sequence[str], kind: type[Train]) -> Train | None:
 
 
 def _kind(arguments: Sequence[str]) -> str:
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in KINDS:
-        raise UserError(f"there is no kind of model {arguments[0]!r}: the kinds are {', '.join(KINDS)}")
-    return next((word for word in arguments if word in KINDS), next(iter(KINDS)))
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in TRAINED:
+        raise UserError(f"there is no kind of model {arguments[0]!r}: the kinds are {', '.join(TRAINED)}")
+    return next((word for word in arguments if word in TRAINED), next(iter(TRAINED)))
 
 
 def _value(arguments: Sequence[str], name: str) -> str | None:

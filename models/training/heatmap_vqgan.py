@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from fastvq.models.heatmaps.placement import Camera
 from fastvq.models.heatmaps.render import SIGMA
 from fastvq.models.motion.clip import Clip
 from fastvq.models.nn.patch_discriminator import PatchDiscriminator3d
+from fastvq.models.tokenizers import pretrained
 from fastvq.models.tokenizers.config import check_integer, check_number
 from fastvq.models.tokenizers.heatmap_vqgan import HeatmapReconstruction, HeatmapVQGAN, HeatmapVQGANConfig
 from fastvq.models.training.adversarial import (
@@ -105,6 +107,31 @@ class HeatmapTrainConfig(RunConfig):
             projection=self.projection,
             cameras=tuple(Camera(azimuth) for azimuth in self.azimuths),
         )
+
+
+def settings_of(folder: Path) -> HeatmapTrainConfig:
+    """The settings that a model was trained with, read back from its folder.
+
+    Args:
+        folder: a run folder, a checkpoint in one, or any with a ``config.json``; of a model that was saved without
+            the settings of a training, those of heatmaps as they are by default.
+
+    Raises:
+        UserError: ``config.json`` is missing or damaged, or of another version.
+    """
+    values = pretrained.read_config(folder)
+    source = str(folder / pretrained.CONFIG)
+    model = HeatmapVQGANConfig.from_dict(values, source)
+    training: dict[str, Any] = dict(values.get("training") or {"loss": {"factor": 0.0}})
+    unknown = sorted(set(training) - {entry.name for entry in dataclasses.fields(HeatmapTrainConfig)})
+    if unknown:
+        raise UserError(f"{source} has settings that this version of fastvq does not know: {', '.join(unknown)}")
+    training = {name: tuple(value) if isinstance(value, list) else value for name, value in training.items()}
+    try:
+        loss = AdversarialWeights(**training.pop("loss", {}))
+    except TypeError as error:
+        raise UserError(f"{source} has a loss that this version of fastvq does not know ({error})") from error
+    return HeatmapTrainConfig(**{**training, "model": model, "loss": loss})
 
 
 @dataclass(frozen=True)

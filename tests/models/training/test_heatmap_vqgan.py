@@ -103,11 +103,27 @@ def test_without_a_discriminator_there_is_none(clips, tmp_path):
 
 def test_a_small_model_learns(clips, tmp_path):
     config = dataclasses.replace(
-        CONFIG, loss=AdversarialWeights(start=30), steps=60, log_every=10, random_scores=False, checkpoint_every=99
+        CONFIG,
+        loss=AdversarialWeights(factor=0.0),
+        steps=80,
+        lr=5e-3,
+        betas=(0.9, 0.99),
+        log_every=20,
+        random_scores=False,
+        checkpoint_every=99,
     )
     train_heatmaps(config, clips, tmp_path / "run")
-    found = rows(tmp_path / "run")
-    assert found[-1]["l1"] < 0.6 * found[0]["l1"]
+    sampler = JointWindowSampler(
+        [clip for clip in clips if clip.split == "train"],
+        frames=8,
+        batch_size=64,
+        seed=1,
+        stretch=config.stretch,
+        random_scores=False,
+    )
+    heatmaps = config.heatmaps.render(sampler.batch(0).joints)
+    mean_picture = (heatmaps - heatmaps.mean(dim=(0, 2), keepdim=True)).abs().mean()
+    assert rows(tmp_path / "run")[-1]["l1"] < 0.97 * mean_picture
 
 
 def test_windows_are_stretches_at_even_distances():

@@ -1,0 +1,119 @@
+"""``fastvq train heatmap-vqgan``, and ``fastvq evaluate`` of what it made."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fastvq.models.commands import common
+from fastvq.models.commands.options import Evaluate
+from fastvq.models.commands.train_options import Train
+from fastvq.models.errors import UserError
+from fastvq.models.evaluation.heatmap_vqgan import evaluate_heatmaps
+from fastvq.models.motion.clip import Clip
+from fastvq.models.tokenizers import pretrained
+from fastvq.models.tokenizers.heatmap_vqgan import HeatmapVQGAN, HeatmapVQGANConfig
+from fastvq.models.training.heatmap_data import prepare_joints
+from fastvq.models.training.heatmap_vqgan import HeatmapTrainConfig, settings_of, train_heatmaps
+
+
+def is_heatmap_model(checkpoint: str) -> bool:
+    """Whether a folder holds a heatmap tokenizer."""
+    folder = Path(checkpoint)
+    return (folder / pretrained.CONFIG).is_file() and pretrained.read_config(folder).get("kind") == (
+        HeatmapVQGANConfig.kind
+    )
+
+
+def train(command: Train, config: HeatmapTrainConfig, console: Console) -> int:
+    """Trains; returns the exit code."""
+    clips = _clips(command, console, config, least=config.stretch[0])
+    held_out = [clip for clip in clips if clip.split == "test"]
+    console.print(f"{len(clips)} clips: {sum(clip.split == 'train' for clip in clips)} train, {len(held_out)} test")
+    if not command.resume:
+        common.make_room_for_run(command.out, overwrite=command.overwrite)
+    result = train_heatmaps(config, clips, command.out, resume=command.resume, console=console)
+    if result.interrupted:
+        data, folder = shlex.quote(str(command.data)), shlex.quote(str(command.out))
+        console.print(f"Go on with: fastvq train {config.model.kind} --data {data} --out {folder} --resume")
+        return 130
+    long = [clip for clip in held_out if clip.frames >= config.model.frames]
+    if long and not command.skip_report:
+        evaluation = _evaluated(result.model, long, config, console)
+        common.write_json(command.out / "evaluation.json", {**evaluation, "split": "test"})
+    elif not command.skip_report:
+        console.print("There is no test clip as long as a window, so nothing was measured.")
+    console.print(f"Model:  {command.out}", markup=False)
+    return 0
+
+
+def evaluate(command: Evaluate) -> int:
+    """Evaluates; returns the exit code."""
+    if command.evaluator is not None:
+        raise UserError("--evaluator measures motions of the other kinds, not heatmaps: leave it out")
+    console = common.make_console()
+    config = settings_of(Path(command.checkpoint))
+    model = HeatmapVQGAN.from_pretrained(command.checkpoint).to(common.choose_device(command.device))
+    split = None if command.split == "all" else command.split
+    clips = _clips(command, console, config, least=config.model.frames, split=split)
+    result = _evaluated(model, clips, config, console, batch_size=command.batch_size)
+    result["split"] = command.split
+    if command.json is not None:
+        common.write_json(command.json, result)
+        console.print(f"Numbers: {command.json}", markup=False)
+    return 0
+
+
+def _clips(
+    command: Train | Evaluate, console: Console, config: HeatmapTrainConfig, *, least: int, split: str | None = None
+) -> list[Clip]:
+    read = common.read_clips(
+        command.data, console, fps=config.fps, split=split, mapping=command.mapping, scale=command.scale
+    )
+    clips = prepare_joints(read, fps=config.fps, least=least)
+    if not clips:
+        raise UserError(f"none of the {len(read)} clips has {least} frames without a jump: give longer motions")
+    return clips
+
+
+def _evaluated(
+    model: HeatmapVQGAN,
+    clips: Sequence[Clip],
+    config: HeatmapTrainConfig,
+    console: Console,
+    *,
+    batch_size: int = 4,
+) -> dict[str, Any]:
+    with common.progress_bar(console, "evaluating") as bar:
+        task = bar.add_task("evaluating", total=None, name="")
+        found = evaluate_heatmaps(
+            model,
+            clips,
+            config.heatmaps,
+            batch_size=batch_size,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    other = "" if found["keypoint_px_other"] is None else f", {found['keypoint_px_other']:.2f} px in another window"
+    rows = (
+        ("SSIM", f"{found['ssim']:.4f}"),
+        ("PSNR", f"{found['psnr']:.2f} dB"),
+        ("L1", f"{found['l1']:.5f}"),
+        ("T-Std", f"{found['t_std']:.4f}"),
+        (
+            "Joints",
+            f"median {found['keypoint_px']:.2f} px, {found['keypoints_found']:.1%} found "
+            f"({found['keypoint_px_original']:.2f} px in the heatmaps themselves{other})",
+        ),
+        (
+            "Codes",
+            f"perplexity {found['perplexity']:.0f} of {model.config.codebook_size}, {found['utilisation']:.1%} used",
+        ),
+    )
+    console.print(f"{found['windows']} windows of {len(clips)} clips")
+    for name, text in rows:
+        console.print(f"  {name:<7} {text}", markup=False)
+    return found
