@@ -105,7 +105,13 @@ def _rows(
     console: Console,
     measure: Measure,
 ) -> list[Row]:
-    result = train(config, clips, folder, resume=RunFolder(folder).last() is not None, console=console)
+    started = RunFolder(folder).last() is not None
+    if started:
+        try:
+            config.check_resumes(RunFolder(folder).training_config())
+        except UserError as error:
+            raise UserError(f"{error}: choose another --out, or remove {folder}") from error
+    result = train(config, clips, folder, resume=started, console=console)
     if result.interrupted:
         raise KeyboardInterrupt
     model, rows, log = result.model, [], _log(folder / "metrics.jsonl")

@@ -131,7 +131,7 @@ def _chain(figures: Sequence[float]) -> str:
     if not figures:
         return ""
     first, last = figures[0], figures[-1]
-    change = f", {100 * (last - first) / first:+.0f} %" if first else ""
+    change = f", {round(100 * (last - first) / first):+d} %" if first else ""
     return " → ".join(f"{figure:.4g}" for figure in figures) + change
 
 

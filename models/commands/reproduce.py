@@ -23,6 +23,7 @@ from fastvq.models.commands import common
 from fastvq.models.commands.options import Reproduce
 from fastvq.models.commands.train_evaluator import print_facts, train_with_bar
 from fastvq.models.errors import UserError
+from fastvq.models.evaluation.embedding import check_takes
 from fastvq.models.evaluation.evaluate import evaluate
 from fastvq.models.evaluation.evaluator import (
     CONFIG,
@@ -92,11 +93,13 @@ def run(command: Reproduce) -> int:
     facts = _facts(command, clips, config, seeds)
     if evaluator is not None:
         facts["FID"] = _fid(evaluator, learnt, clips)
-    page = markdown(study, rows, facts, _notes(clips, config))
+    page = markdown(study, rows, facts, [*_quick(command), *_notes(clips, config)])
     table, text = out / f"claims_{study.name}.csv", out / f"claims_{study.name}.md"
     write_text(table, csv_text(rows, (*COLUMNS, *study.metrics)))
     write_text(text, page)
     _show(study, rows, console)
+    for note in _quick(command):
+        console.print(note)
     console.print(f"Table:  {text}\nRows:   {table}", markup=False)
     return 0
 
@@ -107,8 +110,9 @@ def _evaluator(
     """The evaluator that was given, that of the data if it was trained before, or one that is trained now, and facts
     of its training; None where the motions have no descriptions to learn from."""
     if command.evaluator is not None:
-        own = command.evaluator.is_dir()
-        return open_evaluator(command.evaluator), read_facts(command.evaluator)["training"] if own else {}
+        own, given = command.evaluator.is_dir(), open_evaluator(command.evaluator)
+        check_takes(given, input_dim)
+        return given, read_facts(command.evaluator)["training"] if own else {}
     if len({clip.text for clip in clips if clip.split == "train" and clip.text.strip()}) < 2:
         console.print("The motions have no descriptions, so that there is no evaluator and no FID.")
         return None, {}
@@ -173,6 +177,8 @@ def _facts(
     kind = "made-up motions" if command.data is None else "motions"
     test = sum(clip.split == "test" for clip in clips)
     words = ["fastvq", "reproduce", command.system, "--data", "MOTIONS"][: 3 if command.data is None else 5]
+    words += ["--quick"] if command.quick else []
+    words += ["--evaluator", "EVALUATOR"] if command.evaluator is not None else []
     words += ["--steps", str(config.steps), "--width", str(config.model.width), "--seeds", *map(str, seeds)]
     return {
         "Data": f"{len(clips)} {kind} at {config.model.fps:g} frames a second, {_minutes(clips, config):.1f} "
@@ -184,6 +190,11 @@ def _facts(
         f"Python {platform.python_version()}",
         "Command": f"`{shlex.join(words)}`",
     }
+
+
+def _quick(command: Reproduce) -> list[str]:
+    """What is to be said of toy sizes."""
+    return ["--quick only shows that everything runs: the verdicts mean nothing."] if command.quick else []
 
 
 def _notes(clips: Sequence[FeatureClip], config: TrainConfig) -> list[str]:

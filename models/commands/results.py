@@ -12,6 +12,8 @@ from fastvq.models.rendering.axes import number_text
 from fastvq.models.rendering.report import Metric
 from fastvq.models.tokenizers.config import TokenizerConfig
 
+# Characters.
+LONGEST_NAME = 32
 _SLICES = {
     "root_velocity": ("root velocity", "how fast the body moves over the ground"),
     "root_heading": ("heading", "which way the body faces"),
@@ -159,7 +161,8 @@ def metrics(evaluation: Mapping[str, Any], config: TokenizerConfig) -> list[Metr
 def print_table(rows: Sequence[Metric], console: Console, title: str) -> None:
     """The rows as a table."""
     table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
-    table.add_column("measure", no_wrap=True)
+    # A name wraps only where it is longer than any of our own, such as that of an FID with its evaluator's data.
+    table.add_column("measure", max_width=LONGEST_NAME)
     table.add_column("value", justify="right", no_wrap=True, style="bold")
     table.add_column("what it says", style="dim")
     for row in rows:

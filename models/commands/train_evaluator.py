@@ -12,6 +12,7 @@ from rich.console import Console
 
 from fastvq.models.commands import common
 from fastvq.models.commands.options import TrainEvaluator
+from fastvq.models.errors import UserError
 from fastvq.models.evaluation.evaluator import CONFIG, SMALL, EvaluatorConfig, MotionTextEvaluator
 from fastvq.models.motion.feature_formats import format_of
 from fastvq.models.training.data import FeatureClip
@@ -85,5 +86,13 @@ def print_facts(facts: Mapping[str, Any], console: Console) -> None:
 
 
 def _check_folder(path: Path, *, overwrite: bool) -> None:
-    if path.exists() and not (path.is_dir() and overwrite and (path / CONFIG).is_file()):
+    if not (overwrite and (path / CONFIG).is_file()):
+        if overwrite and path.is_dir() and any(path.iterdir()):
+            raise UserError(f"the folder {path} holds no evaluator, and is left alone: choose another folder")
         common.check_new_folder(path, overwrite=False)
+    try:  # now, rather than after hours of training
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}): choose another place or make room"
+        ) from error

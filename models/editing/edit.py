@@ -164,7 +164,7 @@ def _latents(one: Edit, clip: ClipTokens, downsample: int) -> slice:
     if not 0 <= start < stop <= clip.frames:
         raise UserError(
             f"frames {start} to {stop} of {one.name!r} are not in clip {clip.name!r}, which has {clip.frames} "
-            f"frames: give a start below an end, both from 0 to {clip.frames}"
+            f"frames: give a start below an end, both from 0 to {clip.frames}, or choose clips that are longer"
         )
     first, last = -(-start // downsample), -(-stop // downsample)
     if first == last:

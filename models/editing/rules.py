@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastvq.models.errors import UserError
-from fastvq.models.motion.pose_codes import CATEGORIES, CATEGORY_OF_CODE, PHRASES, code_named
+from fastvq.models.motion.pose_codes import CATEGORIES, CATEGORY_OF_CODE, CODE_NAMES, PHRASES, code_named
 
 _BOTH_SIDES: dict[str, tuple[str, ...]] = {
     "raise the SIDE hand": (
@@ -125,7 +125,7 @@ def named(text: str, frames: tuple[int, int] | None = None) -> Edit:
     try:
         return Edit(text, (code_named(said),), frames)
     except UserError as error:
-        names = [str(phrase) for phrase in PHRASES]
+        names = [*map(str, PHRASES), *CODE_NAMES]
         close = difflib.get_close_matches(said, names, n=3, cutoff=0.5)
         listed = f": close are {', '.join(repr(name) for name in close)}" if close else ""
         raise UserError(

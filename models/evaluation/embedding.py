@@ -38,13 +38,8 @@ def embedding_metrics(
     Raises:
         UserError: features of another width, or fewer than two windows.
     """
-    width = evaluator.config.input_dim
-    strange = {motion.shape[1] for motion in (*originals, *decoded)} - {width}
-    if strange:
-        raise UserError(
-            f"the evaluator ({evaluator.label}) takes {width} features and the model has {strange.pop()}: train one "
-            "on the model's with fastvq train-evaluator --input-dim"
-        )
+    for width in {motion.shape[1] for motion in (*originals, *decoded)}:
+        check_takes(evaluator, width)
     pairs = [
         (index, window, other)
         for index, (clip, motion) in enumerate(zip(originals, decoded, strict=True))
@@ -66,6 +61,15 @@ def embedding_metrics(
         "fid_dimensions": evaluator.config.embedding_dim,
         **_found(evaluator, before, after, [texts[index] for index in owners]),
     }
+
+
+def check_takes(evaluator: MotionTextEvaluator, width: int) -> None:
+    """Raises a UserError unless the evaluator takes features of a model's width."""
+    if evaluator.config.input_dim != width:
+        raise UserError(
+            f"the evaluator ({evaluator.label}) takes {evaluator.config.input_dim} features and the model has "
+            f"{width}: train one on the model's with fastvq train-evaluator --input-dim"
+        )
 
 
 def _found(

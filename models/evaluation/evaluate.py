@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastvq.models.errors import UserError
-from fastvq.models.evaluation.embedding import embedding_metrics
+from fastvq.models.evaluation.embedding import check_takes, embedding_metrics
 from fastvq.models.evaluation.evaluator import MotionTextEvaluator
 from fastvq.models.evaluation.metrics import (
     acceleration_errors,
@@ -69,7 +69,7 @@ def evaluate(
         foot_skate, foot_skate_original: share of frames in which a foot slides over the floor.
         mpjpe_shuffled_tokens_mm, mpjpe_mean_features_mm: joint errors of the baselines.
         perplexity, utilisation: of the learned codes of all clips, means over the codebooks; one that residual stages
-            share is counted over all of them.
+            share is counted over all of them. Of the streams that are decoded; absent where none of those is learned.
         perplexity_per_group, utilisation_per_group: of each group; for residual stages ``_per_stage``.
         pose_codes_shown: of a model with pose codes, the share of them that the decoded motion shows.
         centroid_cosine, centroid_gram_error, centroid_centred_cosine: of the codebook of a model with pose codes,
@@ -88,6 +88,8 @@ def evaluate(
     check_integer("streams", streams, 1)
     if streams > model.config.streams:
         raise UserError(f"streams must be at most the {model.config.streams} of the model, got {streams}")
+    if evaluator is not None:
+        check_takes(evaluator, model.config.input_dim)
     was_training = model.training
     model.eval()
     try:
@@ -118,6 +120,7 @@ class _Evaluation:
         tokens, seconds = self._encode()
         latents = [-(-len(clip.features) // self.model.config.downsample) for clip in self.clips]
         counts = count_codes(torch.cat([row.t() for row in tokens]), self.model.config)
+        counts = counts[: max(self.streams - self.model.config.parsed, 0)]
         frames = sum(len(clip.features) for clip in self.clips)
         smooth_l1 = torch.zeros(self.model.config.input_dim, dtype=torch.float64)
         joint, aligned, acceleration, bones = _Mean(), _Mean(), _Mean(), _Mean()
@@ -184,7 +187,10 @@ class _Evaluation:
 
     def _shown(self, motion: Tensor, tokens: Tensor) -> np.ndarray:
         """(T', parsed) whether decoded features (T, C) show the codes that were read off the motion."""
-        found = self.model.read_codes(motion[None])
+        try:
+            found = self.model.read_codes(motion[None])
+        except UserError:  # what a model decoded that has learnt nothing need be no body, and then shows no code
+            return np.zeros((tokens.shape[1], self.model.config.parsed), dtype=bool)
         if found is None:
             return np.empty(0)
         shown: np.ndarray = (found[0].cpu() == tokens[: self.model.config.parsed].t()).numpy()

@@ -43,7 +43,7 @@ class PGR2MConfig(PoseCodeConfig):
     stages: int = 6
     """Residual codes of a latent, 0 to 8; 0 leaves the pose codes alone, without an encoder."""
     detach_pose: bool = True
-    """Residuals pass no gradient to the pose codes."""
+    """Whether residuals pass no gradient to the pose codes."""
     dead_below: float = 0.5
     """A residual code used less than this share of the mean is replaced by a row; 0 (as published) keeps it."""
     commitment_weight: float = 0.02

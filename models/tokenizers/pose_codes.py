@@ -49,7 +49,7 @@ class PoseCodeConfig(TokenizerConfig):
     quantize_dropout: float = 0.2
     """Probability that a training step takes only the first stages, a number drawn evenly."""
     detach_pose: bool = False
-    """Residuals pass no gradient to the pose codes."""
+    """Whether residuals pass no gradient to the pose codes."""
 
     stream = "stage"
 

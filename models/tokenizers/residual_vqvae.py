@@ -32,7 +32,7 @@ class ResidualVQVAEConfig(TokenizerConfig):
     stages: int = 6
     """Codes of a latent, each of what the ones before it left: 1 to 8."""
     shared: bool = True
-    """All stages use one codebook."""
+    """Whether all stages use one codebook."""
     quantize_dropout: float = 0.2
     """Probability that a training step takes only the first stages, a number drawn evenly."""
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from fastvq.models.claims.study import Claim, Run, Study, View
-from fastvq.models.claims.verdict import judge, markdown
+from fastvq.models.claims.verdict import _chain, judge, markdown
 
 A, B, C = View("a"), View("b", 1), View("b")
 
@@ -104,3 +104,8 @@ def test_a_study_has_numbers_of_its_own_and_the_motions_theirs():
 @pytest.mark.parametrize("text", ["nan", "inf"])
 def test_figures_that_are_none_never_hold(text):
     assert judge(claim(A, C), [row(A, 0, 40), row(C, 0, float(text))]).outcome == "did not reproduce"
+
+
+def test_no_change_has_no_minus():
+    assert _chain((1000.0, 999.9)) == "1000 → 999.9, +0 %"
+    assert _chain((0.041, 0.015)) == "0.041 → 0.015, -63 %"

@@ -23,6 +23,8 @@ def test_claims_beside_measurements(fastvq: Callable[..., Any], tmp_path: Path) 
     assert len(rows) == sum(len(run.streams) for run in study("s3").runs)
     assert all(float(row["mpjpe_mm"]) > 0 for row in rows)
     page = (out / "claims_s3.md").read_text()
+    assert "`fastvq reproduce s3 --quick --steps 4" in page
+    assert all("the verdicts mean nothing" in text for text in (page, outcome.out))
     assert all(claim.sentence in page for claim in study("s3").claims)
     assert "40 made-up motions at 20 frames a second" in page
     assert all(float(row["fid"]) > 0 for row in rows)

@@ -47,6 +47,8 @@ def test_the_fid_is_named_after_its_evaluator(
     )
     assert outcome.code == 0
     assert "trained on" in " ".join(outcome.out.split())
+    # A long name leaves the column beside it its place.
+    assert "pelvises moved together" in " ".join(outcome.out.replace("│", " ").split())
     values = json.loads(scores.read_text())
     assert values["fid"] > 0
     assert values["fid_name"] == "FID (fastvq evaluator, trained on swings)"
@@ -65,7 +67,8 @@ def test_what_cannot_be_is_refused(
     (tmp_path / "notes.txt").write_text("")
     for options, complaint in (
         (["--out", tmp_path], "is not empty"),
-        (["--out", tmp_path, "--overwrite"], "is not empty"),
+        (["--out", tmp_path, "--overwrite"], "holds no evaluator, and is left alone"),
+        (["--out", "/dev/null/x"], "/dev/null/x: cannot be written"),
         (["--out", tmp_path / "x", "--input-dim", 100], "width of features that is known"),
         (["--out", tmp_path / "x", "--window", 6], "window must be a multiple of 4"),
         (["--out", tmp_path / "x", "--lr", 0], "lr must be a number above 0"),
@@ -85,6 +88,9 @@ def test_what_cannot_be_is_refused(
     refused = fastvq("evaluate", "--checkpoint", run_folder, "--data", motions, "--evaluator", other)
     assert refused.code == 2
     assert "takes 263 features and the model has 272" in refused.err
+    early = fastvq("reproduce", "s0", "--quick", "--out", tmp_path / "claims", "--evaluator", evaluator)
+    assert "takes 272 features and the model has 263" in early.err
+    assert not (tmp_path / "claims").exists()
     missing = fastvq("evaluate", "--checkpoint", run_folder, "--data", motions, "--evaluator", tmp_path / "none")
     assert missing.code == 2
     assert "is no evaluator" in missing.err

@@ -69,6 +69,8 @@ def test_unknown_names_are_answered_with_close_ones():
     close = "no pose code is named 'left nee straight': close are 'left knee straight'"
     with pytest.raises(UserError, match=re.escape(close)):
         named("left nee=straight")
+    with pytest.raises(UserError, match="no pose code is named 'L-knee 99': close are 'L-knee 9'"):
+        named("L-knee=99")
     with pytest.raises(UserError, match="no pose code is named 'zzz'"):
         named("zzz")
 

@@ -118,7 +118,7 @@ def test_the_first_streams_alone():
         wanted = F.smooth_l1_loss(decoded, model.normalise(torch.from_numpy(motion)))
         assert results[streams]["recon_smooth_l1"] == pytest.approx(float(wanted), rel=1e-4)
         assert results[streams]["tokens"] == 16 * streams
-        assert results[streams]["perplexity_per_stage"][streams:] == [0.0] * (3 - streams)
+        assert len(results[streams]["perplexity_per_stage"]) == streams
     assert len({result["mpjpe_mm"] for result in results.values()}) == 3
     for wrong, complaint in ((4, "at most the 3 of the model"), (0, "at least 1")):
         with pytest.raises(UserError, match=complaint):
@@ -156,8 +156,20 @@ def test_pose_codes_alone_and_the_orthogonality_of_their_codebook():
     wanted = F.smooth_l1_loss(decoded, model.normalise(torch.from_numpy(clip.features)))
     assert alone["recon_smooth_l1"] == pytest.approx(float(wanted), rel=1e-4)
     assert alone["recon_smooth_l1"] != whole["recon_smooth_l1"]
+    assert "perplexity" in whole
+    assert not {"perplexity", "utilisation", "perplexity_per_stage"} & set(alone), "codes that are left out"
     found = centroid_orthogonality(model.pose_codebook.detach().numpy(), CATEGORY_SLICES)
     for result in (whole, alone):
         assert result["centroid_cosine"] == pytest.approx(found.mean_cosine)
         assert result["centroid_gram_error"] == pytest.approx(found.gram_error)
         assert result["centroid_centred_cosine"] == pytest.approx(found.centred_cosine)
+
+
+def test_what_is_no_body_shows_no_pose_codes():
+    config = PoseResidualVQVAEConfig(width=16, output_dim=8, stages=0, depth=1)
+    (clip,) = prepare_clips(generate_clips(1, seed=0), fps=20.0, form=format_of(263))
+    model = PoseResidualVQVAE(config, mean=clip.features.mean(0), std=clip.features.std(0)).eval()
+    assert evaluate(model, [clip])["pose_codes_shown"] > 0
+    with torch.no_grad():
+        model.decoder.conv_out.weight.mul_(1e6)
+    assert evaluate(model, [clip])["pose_codes_shown"] == 0
