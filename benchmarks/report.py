@@ -28,8 +28,8 @@ from fastvq.models.rendering.page import escape
 RUNS_SCHEMA = "fastvq-bench-runs/1"
 _HERE = Path(__file__).resolve().parent
 _READING = {
-    "Time": "Median over turns of each turn's fastest call; beside it the 20th and 80th percentile of all calls. "
-    "Peers that write large matrices swing with the system's page faults, and their range shows it.",
+    "Time": "Median over turns of each turn's fastest call; beside it the 20th and 80th percentile. Peers "
+    "that write large matrices swing with the system's page faults, and their range shows it.",
     "Ratio": "A row's median over the median of fastvq's exact search in the same run, at the same shape and dtype. "
     "Above 1, fastvq is faster. The thin line in the charts spans p20 over p80 to p80 over p20 of the two.",
     "Share of the floor": "The least time that the named limit of this machine allows, over the time taken. The "
