@@ -32,7 +32,17 @@ COMMANDS = {
 # Characters; files may hold names and numbers of any length.
 LONGEST_MESSAGE = 2000
 # What the extra [models] brings; import names.
-EXTRA = ("PIL", "accelerate", "huggingface_hub", "rich", "safetensors", "scipy", "tensorboard", "tyro")
+EXTRA = (
+    "PIL",
+    "accelerate",
+    "huggingface_hub",
+    "rich",
+    "safetensors",
+    "scipy",
+    "tensorboard",
+    "torchmetrics",
+    "tyro",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -122,8 +122,8 @@ def test_a_small_model_learns(clips, tmp_path):
         random_scores=False,
     )
     heatmaps = config.heatmaps.render(sampler.batch(0).joints)
-    mean_picture = (heatmaps - heatmaps.mean(dim=(0, 2), keepdim=True)).abs().mean()
-    assert rows(tmp_path / "run")[-1]["l1"] < 0.97 * mean_picture
+    black = heatmaps.abs().mean()  # of a model that shows nothing
+    assert rows(tmp_path / "run")[-1]["l1"] < 0.85 * black
 
 
 def test_windows_are_stretches_at_even_distances():
