@@ -162,7 +162,7 @@ def print_table(rows: Sequence[Metric], console: Console, title: str) -> None:
     """The rows as a table."""
     table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
     # A name wraps only where it is longer than any of our own, such as that of an FID with its evaluator's data.
-    table.add_column("measure", max_width=LONGEST_NAME)
+    table.add_column("measure", max_width=LONGEST_NAME, overflow="fold")
     table.add_column("value", justify="right", no_wrap=True, style="bold")
     table.add_column("what it says", style="dim")
     for row in rows:
