@@ -110,6 +110,9 @@ def test_a_foot_skates_that_moves_on_the_floor(foot):
     assert skating(joints, 20).tolist() == [True, False, False, False, True, False]
     assert skating(joints, 20.9)[[0, 2, 4]].tolist() == [True, True, True]
     assert not skating(joints, 20, floor=-0.02).any()
+    landing = joints.copy()
+    landing[0, foot, 1] = 0.06
+    assert skating(landing, 20).tolist() == [False, False, False, False, True, False]
     raised = joints + np.array([0, 1.0, 0])
     assert not skating(raised, 20).any()
     assert skating(raised, 20, floor=1.0).tolist() == skating(joints, 20).tolist()

@@ -69,6 +69,15 @@ def test_codes_of_mirrored_windows_are_mirrored(clips):
     features = np.concatenate([clip.features for clip in clips])[:4096]
     seen = parse_features(mirror_features(features))
     assert np.array_equal(mirror_codes(parse_features(features)).indices, seen.indices)
+    plain, shown = (
+        WindowSampler(clips, window=32, batch_size=64, seed=0, mirror=mirror).batch(3).motion.numpy()
+        for mirror in (False, True)
+    )
+    mirrored = [not np.array_equal(*pair) for pair in zip(plain, shown, strict=True)]
+    assert 16 < sum(mirrored) < 48
+    for given, window, turned in zip(plain, shown, mirrored, strict=True):
+        codes = parse_features(given)
+        assert np.array_equal((mirror_codes(codes) if turned else codes).indices, parse_features(window).indices)
     sampler = WindowSampler(clips, window=32, batch_size=64, seed=0, mirror=True, speeds=(0.8, 1.2))
     windows = sampler.batch(3).motion
     model = PoseResidualVQVAE(TINY, mean=np.zeros(263), std=np.ones(263))
