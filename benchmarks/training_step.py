@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     chosen = setups(not options.few, options.compile)
     if options.memory_of is not None:
-        named = {setup.name: setup for setup in chosen}
+        named = {setup.name: setup for setup in setups(True, True)}
         config = MotionVQVAEConfig(width=options.width[0])
         print(json.dumps(memory_of(named[options.memory_of], config, options.batch_size[0])))
         return
