@@ -1,6 +1,7 @@
 """Small motions and models shared by the tests of tokenizers, training and evaluation."""
 
 import copy
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
 
@@ -28,6 +29,13 @@ def _one_thread():
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _compile_afresh():
+    """The training step is one code object for all models, and torch compiles one only so many times."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 def smooth_motion(frames: int, seed: int = 0) -> np.ndarray:
