@@ -48,27 +48,37 @@ STUDY = Study(
     claims=(
         *_claims(
             f"A residual stack of {DEPTH} codes keeps motion better than one code of the same network, x4",
-            *(PAPER, VQ4, View("rvq_x4", DEPTH)),
+            PAPER,
+            VQ4,
+            View("rvq_x4", DEPTH),
         ),
         *_claims(
             f"A residual stack of {DEPTH} codes keeps motion better than one code of the same network, x8",
-            *(PAPER, View("vq_x8"), View("rvq_x8", DEPTH)),
+            PAPER,
+            View("vq_x8"),
+            View("rvq_x8", DEPTH),
         ),
         *_claims(
             f"Residual codes allow more downsampling: {DEPTH} codes at x8 keep motion better than one at x4",
-            *(PAPER, VQ4, View("rvq_x8", DEPTH)),
+            PAPER,
+            VQ4,
+            View("rvq_x8", DEPTH),
         ),
         *_claims(
             "At as many codes a second depth is worth more than time: 2 codes at x8 beat one at x4",
-            *("ours", VQ4, View("rvq_x8", 2)),
+            "ours",
+            VQ4,
+            View("rvq_x8", 2),
         ),
         *_claims(
             f"Every further stage from 1 to {STAGES} keeps motion better, x4",
-            *(PAPER, *(View("rvq_x4", streams) for streams in _EVERY)),
+            PAPER,
+            *(View("rvq_x4", streams) for streams in _EVERY),
         ),
         *_claims(
             f"Every further stage from 1 to {STAGES} keeps motion better, x8",
-            *(PAPER, *(View("rvq_x8", streams) for streams in _EVERY)),
+            PAPER,
+            *(View("rvq_x8", streams) for streams in _EVERY),
         ),
     ),
 )

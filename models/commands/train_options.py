@@ -81,7 +81,7 @@ def command(arguments: Sequence[str]) -> type[Train]:
     """
     name = _kind(arguments)
     # The settings by the names that they have on the command line.
-    kind = TRAINED[name].model
+    kind: Any = TRAINED[name].model
     model = dataclasses.make_dataclass(
         "ModelOptions",
         [
@@ -133,11 +133,11 @@ def stored(arguments: Sequence[str], kind: type[Train]) -> Train | None:
     values: dict[str, Any] = {
         entry: tuple(value) if isinstance(value, list) else value for entry, value in settings.items()
     }
-    blank = kind(kind="", data=Path(), out=Path()).options
+    blank: Any = kind(kind="", data=Path(), out=Path()).options
     try:
         values["model"] = type(blank.model)(**values["model"])
         values["loss"] = type(blank.loss)(**values["loss"])
-        options = type(blank)(**values)
+        options: RunConfig = type(blank)(**values)
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{out} was started by another version of fastvq ({error}): resume it with that one"
