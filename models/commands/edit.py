@@ -66,7 +66,7 @@ def _span(text: str) -> tuple[int, int]:
 def _clips(command: options.Edit, model: PoseCodeTokenizer, console: Console) -> list[ClipTokens]:
     if command.source.suffix.lower() == TOKENS:
         return read_tokens(command.source, model)
-    clips = common.read_features(command.source, console, model.config)
+    clips = common.read_features(command.source, console, model.config, mapping=command.mapping, scale=command.scale)
     if command.clip:
         clips = [clip for clip in clips if clip.name in command.clip] or clips
     tokens = encode_clips(model, clips, console)

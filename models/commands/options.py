@@ -185,10 +185,16 @@ class TrainEvaluator:
     """Frames from one window to the next."""
     seed: int = 0
     """Seed of weights and batches."""
+    mapping: OptionalPath = None
+    """JSON file of {SMPL joint: joint of your skeleton}, where joint names say too little."""
+    scale: OptionalNumber = None
+    """Metres per unit of the files, where they do not say it and the size of the body misleads."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     overwrite: bool = False
     """Replace the evaluator in --out."""
+    resume: bool = False
+    """Go on with a training that was stopped."""
 
 
 @dataclass(frozen=True)
@@ -222,6 +228,10 @@ class Edit:
     """Leave out the residual codes of the edited frames, which were chosen for the motion as it was."""
     json: OptionalPath = None
     """File for the numbers."""
+    mapping: OptionalPath = None
+    """JSON file of {SMPL joint: joint of your skeleton}, where joint names say too little."""
+    scale: OptionalNumber = None
+    """Metres per unit of the files, where they do not say it and the size of the body misleads."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     overwrite: bool = False

@@ -37,9 +37,9 @@ def code_use(counts: Tensor, config: TokenizerConfig, *, each: bool = True) -> d
     Returns:
         perplexity, utilisation: means over the codebooks; a codebook that stages share is counted over all of them.
         perplexity_per_<stream>, utilisation_per_<stream>: of each group or stage by itself.
-        Nothing at all of a model without learned codes.
+        Nothing at all of a model without learned codes, or where none was taken.
     """
-    if not len(counts):
+    if not counts.any():
         return {}
     books = counts.sum(dim=0, keepdim=True) if config.pooled else counts
     use: dict[str, Any] = {

@@ -1,11 +1,17 @@
-"""Trains a motion-text evaluator on captioned clips: movements first, by auto-encoding, then the match with texts."""
+"""Trains a motion-text evaluator on captioned clips: movements first, by auto-encoding, then the match with texts.
+
+A training that was stopped goes on from the file in which it is kept, and ends with the same weights.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastvq.models import storage
 from fastvq.models.errors import UserError
 from fastvq.models.evaluation.evaluator import LEAKY, UNIT, EvaluatorConfig, MotionTextEvaluator
 from fastvq.models.evaluation.frechet import matching
+from fastvq.models.files import check_readable
 from fastvq.models.tokenizers.config import check_integer, check_number
-from fastvq.models.training.data import FeatureClip, feature_statistics
+from fastvq.models.training.data import FeatureClip, feature_statistics, fingerprint
+from fastvq.models.training.loop import stop_signal
 
+KEPT_FORMAT = "fastvq-evaluator-training/1"
+KEEP_EVERY = 1000  # steps
 # Frames; shorter parts say little of what a person does.
 SHORTEST = 24
 
@@ -106,6 +117,7 @@ def train_evaluator(
     training: EvaluatorTraining | None = None,
     device: torch.device | None = None,
     progress: Callable[[int, int], None] | None = None,
+    kept_in: Path | None = None,
 ) -> tuple[MotionTextEvaluator, dict[str, Any]]:
     """An evaluator from the captioned clips of the train split.
 
@@ -120,13 +132,17 @@ def train_evaluator(
         training: how; the published recipe if absent.
         device: where; the CPU if absent.
         progress: called with the number of steps done and the number of steps.
+        kept_in: a file that gets the training every ``KEEP_EVERY`` steps and when it is interrupted. What it holds
+            already is gone on from, to the same weights as without a break; it stays when the training is done.
 
     Returns:
         The evaluator on the CPU, in evaluation mode, and facts of its training: steps, seconds, losses, and
         ``matching`` of the test split's motions with their descriptions, if it has 32.
 
     Raises:
-        UserError: fewer than two different descriptions, or training that breaks down.
+        UserError: fewer than two different descriptions, training that breaks down, a file ``kept_in`` that is
+            damaged, or of other settings or clips, or that cannot be written.
+        KeyboardInterrupt: it was stopped.
     """
     training = EvaluatorTraining() if training is None else training
     device = torch.device("cpu") if device is None else device
@@ -137,75 +153,137 @@ def train_evaluator(
             "an evaluator learns from descriptions, and the training clips have fewer than two different ones: give "
             "motions with descriptions"
         )
-    start, steps = time.perf_counter(), training.movement_steps + training.match_steps
     with torch.random.fork_rng():
-        torch.manual_seed(training.seed)
-        mean, std = feature_statistics(known)
-        model = MotionTextEvaluator(config, mean=mean, std=std, label=f"fastvq evaluator, trained on {data}")
-        model.to(device).train()
-        parts = _Parts(known, config.longest, training.batch_size, training.seed)
-
-        def tell(done: int) -> None:
-            if progress is not None:
-                progress(done, steps)
-
-        movement_loss = _learn_movements(model, parts, training, tell)
-        match_loss = _learn_matches(model, parts, training, lambda done: tell(training.movement_steps + done))
-    if not np.isfinite([movement_loss, match_loss]).all():
-        raise UserError(f"the evaluator's training broke down (loss {match_loss}): lower its learning rate")
-    model.cpu().eval()
+        run = _Run(config, known, data, training, device, kept_in)
+        run.go(progress)
+    losses = {"movement_loss": run.mean_loss("movement"), "match_loss": run.mean_loss("match")}
+    if not np.isfinite(list(losses.values())).all():
+        raise UserError(f"the evaluator's training broke down ({losses}): lower its learning rate")
+    model = run.model.cpu().requires_grad_(True).eval()
     facts = {
         "data": data,
         "clips": len(known),
         "descriptions": len({clip.text for clip in known}),
         **dataclasses.asdict(training),
-        "movement_loss": movement_loss,
-        "match_loss": match_loss,
-        "seconds": round(time.perf_counter() - start, 1),
+        **losses,
+        "seconds": round(run.seconds, 1),
         "test": _matching(model, [clip for clip in captioned if clip.split == "test"]),
     }
     return model, facts
 
 
-def _learn_movements(
-    model: MotionTextEvaluator, parts: _Parts, training: EvaluatorTraining, tell: Callable[[int], None]
-) -> float:
-    """Returns the mean loss of the last tenth of the steps."""
-    decoder = _MovementDecoder(model.config).to(model.mean.device)
-    weights = [*model.movement_encoder.parameters(), *decoder.parameters()]
-    optimizer = torch.optim.Adam(weights, lr=training.lr)
-    losses = []
-    for step in range(training.movement_steps):
-        motion = parts.batch()[0].to(model.mean.device)
+class _Run:
+    """A training between two steps: the movements' steps, then those of the match."""
+
+    def __init__(
+        self,
+        config: EvaluatorConfig,
+        clips: Sequence[FeatureClip],
+        data: str,
+        training: EvaluatorTraining,
+        device: torch.device,
+        kept_in: Path | None,
+    ) -> None:
+        self.training, self.kept_in = training, kept_in
+        settings = [dataclasses.asdict(config), dataclasses.asdict(training), fingerprint(clips)]
+        self.key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        torch.manual_seed(training.seed)
+        mean, std = feature_statistics(clips)
+        label = f"fastvq evaluator, trained on {data}"
+        self.model = MotionTextEvaluator(config, mean=mean, std=std, label=label).to(device).train()
+        self.parts = _Parts(clips, config.longest, training.batch_size, training.seed)
+        self.decoder = _MovementDecoder(config).to(device)
+        movement = [*self.model.movement_encoder.parameters(), *self.decoder.parameters()]
+        first = {id(weight) for weight in movement}
+        match = [weight for weight in self.model.parameters() if id(weight) not in first]
+        self.weights = {"movement": movement, "match": match}
+        self.optimizers = {name: torch.optim.Adam(held, lr=training.lr) for name, held in self.weights.items()}
+        self.losses: dict[str, list[Tensor]] = {"movement": [], "match": []}
+        self.step, self.seconds = 0, 0.0
+        if kept_in is not None and kept_in.exists():
+            self._load(kept_in)
+
+    def go(self, progress: Callable[[int, int], None] | None) -> None:
+        """The steps that remain."""
+        movement_steps = self.training.movement_steps
+        steps = movement_steps + self.training.match_steps
+        start, before = time.perf_counter(), self.seconds
+        with stop_signal() as stop:
+            while self.step < steps and not stop.is_set():
+                name = "movement" if self.step < movement_steps else "match"
+                if name == "match":
+                    self.model.movement_encoder.requires_grad_(False).eval()
+                loss = self._movement_loss() if name == "movement" else self._match_loss()
+                _descend(self.optimizers[name], loss, self.weights[name], self.training.grad_clip)
+                self.losses[name].append(loss.detach())
+                self.step += 1
+                self.seconds = before + time.perf_counter() - start
+                if progress is not None:
+                    progress(self.step, steps)
+                if self.step % KEEP_EVERY == 0 or stop.is_set():
+                    self._keep()
+        if self.step < steps:
+            raise KeyboardInterrupt
+
+    def mean_loss(self, name: str) -> float:
+        """Of the last tenth of a part's steps."""
+        losses = self.losses[name]
+        return float(torch.stack(losses[-(len(losses) // 10 or 1) :]).mean())
+
+    def _movement_loss(self) -> Tensor:
+        model = self.model
+        motion = self.parts.batch()[0].to(model.mean.device)
         target = ((motion - model.mean) / torch.where(model.std > 0, model.std, 1.0))[..., : model.config.columns]
-        loss = F.smooth_l1_loss(decoder(model.movements(motion)), target)
-        _descend(optimizer, loss, weights, training.grad_clip)
-        losses.append(loss.detach())
-        tell(step + 1)
-    return float(torch.stack(losses[-(len(losses) // 10 or 1) :]).mean())
+        return F.smooth_l1_loss(self.decoder(model.movements(motion)), target)
 
-
-def _learn_matches(
-    model: MotionTextEvaluator, parts: _Parts, training: EvaluatorTraining, tell: Callable[[int], None]
-) -> float:
-    """Returns the mean loss of the last tenth of the steps."""
-    model.movement_encoder.requires_grad_(False).eval()
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.Adam(weights, lr=training.lr)
-    losses = []
-    for step in range(training.match_steps):
-        motion, texts = parts.batch()
+    def _match_loss(self) -> Tensor:
+        model = self.model
+        motion, texts = self.parts.batch()
         movements = model.movements(motion.to(model.mean.device)).detach()
         lengths = torch.full((len(texts),), movements.shape[1])
-        shift = int(parts.draw.integers(1, len(texts)))
-        loss = contrastive_loss(
-            model.motion_encoder(movements, lengths), model.text_embeddings(texts), texts, shift, training.margin
-        )
-        _descend(optimizer, loss, weights, training.grad_clip)
-        losses.append(loss.detach())
-        tell(step + 1)
-    model.movement_encoder.requires_grad_(True)
-    return float(torch.stack(losses[-(len(losses) // 10 or 1) :]).mean())
+        shift = int(self.parts.draw.integers(1, len(texts)))
+        motions = model.motion_encoder(movements, lengths)
+        return contrastive_loss(motions, model.text_embeddings(texts), texts, shift, self.training.margin)
+
+    def _keep(self) -> None:
+        if self.kept_in is None:
+            return
+        values = {
+            "format": KEPT_FORMAT,
+            "key": self.key,
+            "step": self.step,
+            "seconds": self.seconds,
+            "losses": {name: torch.tensor([float(loss) for loss in held]) for name, held in self.losses.items()},
+            "draw": _as_lists(self.parts.draw.bit_generator.state),
+            "rng": torch.get_rng_state(),
+            **{name: holder.state_dict() for name, holder in self._holders().items()},
+        }
+        with storage.replacing_files(self.kept_in.parent) as partial:
+            torch.save(values, partial / self.kept_in.name)
+
+    def _load(self, file: Path) -> None:
+        check_readable(file)
+        try:
+            values = torch.load(file, map_location="cpu", weights_only=True)
+            if values["format"] != KEPT_FORMAT:
+                raise ValueError(f"format {values['format']!r}")
+            if values["key"] == self.key:
+                for name, holder in self._holders().items():
+                    holder.load_state_dict(values[name])
+                self.losses = {name: list(values["losses"][name]) for name in self.losses}
+                self.parts.draw.bit_generator.state = _as_arrays(values["draw"])
+                torch.set_rng_state(values["rng"])
+                self.step, self.seconds = values["step"], values["seconds"]
+        except Exception as error:  # damage makes the unpickler raise nearly anything
+            raise UserError(f"{file} is damaged ({error}): remove it, and train from the start") from error
+        if values["key"] != self.key:
+            raise UserError(
+                f"{file} keeps a training with other settings or clips: give those that it was started with, or "
+                "start a new one"
+            )
+
+    def _holders(self) -> Mapping[str, Any]:
+        return {"model": self.model, "decoder": self.decoder, **self.optimizers}
 
 
 def contrastive_loss(motions: Tensor, texts: Tensor, captions: Sequence[str], shift: int, margin: float) -> Tensor:
@@ -222,6 +300,19 @@ def contrastive_loss(motions: Tensor, texts: Tensor, captions: Sequence[str], sh
     differs = [text != captions[(index + shift) % len(captions)] for index, text in enumerate(captions)]
     counted = torch.tensor(differs, device=other.device)
     return own + (other * counted).sum() / counted.sum().clamp_min(1)
+
+
+def _as_lists(state: Any) -> Any:
+    """A generator's state without arrays."""
+    if isinstance(state, Mapping):
+        return {name: _as_lists(value) for name, value in state.items()}
+    return [int(value) for value in state] if isinstance(state, np.ndarray) else state
+
+
+def _as_arrays(state: Any) -> Any:
+    if isinstance(state, Mapping):
+        return {name: _as_arrays(value) for name, value in state.items()}
+    return np.array(state, dtype=np.uint64) if isinstance(state, list) else state
 
 
 def _descend(optimizer: torch.optim.Optimizer, loss: Tensor, weights: Sequence[Tensor], largest: float) -> None:

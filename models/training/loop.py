@@ -148,7 +148,7 @@ class TrainingLoop(ABC):
         config, start = self.config, time.perf_counter()
         row: dict[str, Any] = {}
         saved = self.step if self.folder.last() else -1
-        with Reporter(self.folder, config.steps, self.step, console) as reporter, _stop_signal() as stop:
+        with Reporter(self.folder, config.steps, self.step, console) as reporter, stop_signal() as stop:
             while self.step < config.steps and not stop.is_set():
                 self.record(self.advance())
                 reporter.advance()
@@ -203,7 +203,7 @@ def single_process() -> Accelerator:
 
 
 @contextlib.contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
+def stop_signal() -> Iterator[threading.Event]:
     """An event that Ctrl-C or a termination signal sets; a second Ctrl-C interrupts at once."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():

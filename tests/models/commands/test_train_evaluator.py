@@ -1,11 +1,13 @@
 """``fastvq train-evaluator`` and the FID of ``fastvq evaluate``, through the command line."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fastvq.models.evaluation.evaluator import SMALL, load_evaluator
 
@@ -67,7 +69,7 @@ def test_what_cannot_be_is_refused(
     (tmp_path / "notes.txt").write_text("")
     for options, complaint in (
         (["--out", tmp_path], "is not empty"),
-        (["--out", tmp_path, "--overwrite"], "holds no evaluator, and is left alone"),
+        (["--out", tmp_path, "--overwrite"], "holds notes.txt, which is no part of an evaluator, and is left alone"),
         (["--out", "/dev/null/x"], "/dev/null/x: cannot be written"),
         (["--out", tmp_path / "x", "--input-dim", 100], "width of features that is known"),
         (["--out", tmp_path / "x", "--window", 6], "window must be a multiple of 4"),
@@ -94,3 +96,40 @@ def test_what_cannot_be_is_refused(
     missing = fastvq("evaluate", "--checkpoint", run_folder, "--data", motions, "--evaluator", tmp_path / "none")
     assert missing.code == 2
     assert "is no evaluator" in missing.err
+
+
+def test_a_training_that_was_stopped_goes_on(
+    fastvq: Callable[..., Any], motions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastvq.models.training import evaluator as training
+
+    base = ["train-evaluator", "--data", motions, "--small", "--input-dim", 272, *SHORT]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert fastvq(*base, "--out", whole).code == 0
+    descend, steps = training._descend, 0
+
+    def interrupted(*given: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 4:
+            signal.raise_signal(signal.SIGINT)
+        descend(*given)
+
+    monkeypatch.setattr(training, "_descend", interrupted)
+    stopped = fastvq(*base, "--out", broken)
+    assert (stopped.code, steps) == (130, 4)
+    assert "The same command with --resume goes on." in stopped.out
+    assert [entry.name for entry in broken.iterdir()] == ["training.pt"]
+    assert "keeps a training that was stopped: add --resume" in fastvq(*base, "--out", broken).err
+    other = fastvq(*base, "--out", broken, "--resume", "--seed", 1)
+    assert (other.code, "other settings or clips" in other.err) == (2, True)
+    assert fastvq(*base, "--out", broken, "--resume").code == 0
+    assert steps == 6
+    expected, found = load_evaluator(whole).state_dict(), load_evaluator(broken).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert "keeps no training to go on with" in fastvq(*base, "--out", broken, "--resume").err
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "training.pt").write_bytes(b"x")
+    assert "training.pt is damaged" in fastvq(*base, "--out", tmp_path / "damaged", "--resume").err
+    assert fastvq(*base, "--out", tmp_path / "damaged", "--overwrite").code == 0
+    assert not (tmp_path / "damaged" / "training.pt").exists()

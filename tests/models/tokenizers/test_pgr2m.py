@@ -227,6 +227,10 @@ def test_code_use_is_that_of_each_stage(model, motion):
     assert use["perplexity"] == pytest.approx(np.mean(use["perplexity_per_stage"]))
 
 
+def test_steps_without_residuals_say_nothing_of_code_use(model):
+    assert code_use(torch.zeros(3, 16, dtype=torch.int64), model.config) == {}
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
