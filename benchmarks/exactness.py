@@ -5,18 +5,21 @@ float64 oracle. It prints what ``exact`` got wrong in each class of shapes (noth
 otherwise), and how often ``fast`` differs there and on each kind of data. Sizes change from block to block, so no two
 blocks hold the same numbers.
 
-Without a card, ``TRITON_INTERPRET=1 python -m benchmarks.exactness triton --rows 100000 --part 5`` runs the Triton
-kernels in Triton's interpreter, in about an hour: every fifth combination of shape, kind, metric and type.
+Without a card, ``TRITON_INTERPRET=1 python -m benchmarks.exactness triton --rows 100000 --part 5 --keep FILE`` runs
+the Triton kernels in Triton's interpreter, in about an hour: every fifth combination of shape, kind, metric and type.
+The file gets a line for each block, and the same command goes on from it.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import importlib
 import itertools
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
@@ -36,8 +39,9 @@ BLOCK_SCORES = 2**21  # of the oracle, which keeps eight bytes for each
 
 
 class Tally(NamedTuple):
-    """One block: its class, its kind of data, and how many of its rows went wrong."""
+    """One block: its combination, class and kind of data, and how many of its rows went wrong."""
 
+    number: int
     codes: int
     dim: int
     kind: str
@@ -55,6 +59,7 @@ def blocks(
     dtypes: Sequence[torch.dtype] = DTYPES,
     fast: bool = True,
     part: int = 1,
+    first: int = 0,
 ) -> Iterator[Tally]:
     """Compares until at least ``rows`` rows have been, and every combination has come up once.
 
@@ -67,10 +72,13 @@ def blocks(
         fast: count the mismatches of ``precision="fast"`` too.
         part: take every ``part``-th combination only. With a number that divides none of the factors' counts, all
             values of each factor come up all the same.
+        first: the combination to begin with, those before it being done.
     """
     combinations = list(itertools.product(classes, INPUTS, reference.METRICS, dtypes))[::part]
     share = -(-rows // len(combinations))
     for number, ((codes, dim), kind, metric, dtype) in enumerate(combinations):
+        if number < first:
+            continue
         groups = GROUPS[number * part // len(dtypes) % len(GROUPS)]
         left, turn = share, 0
         while left > 0:
@@ -81,7 +89,7 @@ def blocks(
             if fast:
                 oracle = reference.nearest(x, codebook, mask, metric)[0]
                 differ = int((impl.nearest(x, codebook, mask, metric, "fast")[0] != oracle).sum())
-            yield Tally(codes, dim, kind, mask.numel(), wrong, differ)
+            yield Tally(number, codes, dim, kind, mask.numel(), wrong, differ)
             left -= mask.numel()
             turn += 1
 
@@ -93,12 +101,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="where the tensors live")
     parser.add_argument("--rows", type=int, default=10_000_000, help="how many rows to compare")
     parser.add_argument("--part", type=int, default=1, help="every how many-th combination to take")
+    parser.add_argument("--keep", type=Path, help="CSV file of what is done, from which the same command goes on")
     options = parser.parse_args(arguments)
     impl = importlib.import_module(f"fastvq.kernels.{options.impl}")
+    done = [] if options.keep is None else _read(options.keep)
+    first = done[-1].number + 1 if done else 0
+    found = blocks(impl, options.device, options.rows, part=options.part, first=first)
+    for _, combination in itertools.groupby(found, lambda tally: tally.number):
+        tallies = list(combination)
+        done += tallies
+        if options.keep is not None:
+            with options.keep.open("a", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows(tallies)
     shapes: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     kinds: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     whole = [0, 0, 0]
-    for tally in blocks(impl, options.device, options.rows, part=options.part):
+    for tally in done:
         for total in (shapes[f"K {tally.codes:4d}  D {tally.dim:4d}"], kinds[f"{tally.kind:<14}"], whole):
             for place, value in enumerate((tally.rows, tally.exact, tally.fast)):
                 total[place] += value
@@ -107,6 +125,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     count, exact, fast = whole
     print(f"{count} rows, {exact} wrong in exact mode, {fast} ({fast / count:.2e}) in fast mode")
     return int(exact > 0)
+
+
+def _read(file: Path) -> list[Tally]:
+    if not file.is_file():
+        return []
+    with file.open(newline="", encoding="utf-8") as lines:
+        return [Tally(int(row[0]), int(row[1]), int(row[2]), row[3], *map(int, row[4:])) for row in csv.reader(lines)]
 
 
 if __name__ == "__main__":

@@ -41,3 +41,16 @@ def test_a_part_of_the_combinations_has_every_value_of_each():
     assert len(tallies) == -(-len(exactness.CLASSES) * len(gate.INPUTS) * 12 // 53)
     assert {(tally.codes, tally.dim) for tally in tallies} == set(exactness.CLASSES)
     assert {tally.kind for tally in tallies} == set(gate.INPUTS)
+
+
+def test_the_command_goes_on_from_what_it_kept(capsys, tmp_path):
+    whole, part = tmp_path / "whole.csv", tmp_path / "part.csv"
+    command = ["tiled", "--rows", "1", "--part", "211", "--keep"]
+    assert exactness.main([*command, str(whole)]) == 0
+    expected = capsys.readouterr().out
+    lines = whole.read_text().splitlines(keepends=True)
+    assert len(lines) == -(-len(exactness.CLASSES) * len(gate.INPUTS) * 12 // 211)
+    part.write_text("".join(lines[:5]))
+    assert exactness.main([*command, str(part)]) == 0
+    assert capsys.readouterr().out == expected
+    assert part.read_text() == whole.read_text()
