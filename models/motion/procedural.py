@@ -11,9 +11,10 @@ motions with every version, and clip k does not depend on how many are asked for
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -31,6 +32,8 @@ SPEEDS: tuple[str, ...] = ("slow", "normal", "fast")
 
 # Clips are dealt the actions in turn; as 7 and 10 have no common factor, every action gets its tests.
 _TEST_EVERY = 10
+
+HeldOut = Literal["clips", "captions"]
 
 _T = TypeVar("_T")
 
@@ -119,33 +122,47 @@ class _Draw:
         return options[int(self.uniform(0.0, len(options)))]
 
 
-def generate_motions(count: int, *, seed: int, fps: float = 30.0) -> list[ProceduralMotion]:
+def generate_motions(
+    count: int, *, seed: int, fps: float = 30.0, held_out: HeldOut = "clips"
+) -> list[ProceduralMotion]:
     """Captioned motions of 2 to 8 seconds, with what each was asked to show.
 
     Args:
         count: How many, >= 0. The actions take turns.
         seed: >= 0; equal seeds give equal motions.
         fps: Frames per second.
+        held_out: What is of the split "test": "clips" every tenth; "captions" all clips of the captions that
+            ``is_held_out`` names, so that training shows none of these compositions.
 
     Raises:
-        UserError: The count or seed is negative, or the frame rate is below 5.
+        UserError: The count or seed is negative, the frame rate is below 5, or there is no such split.
     """
+    if held_out not in get_args(HeldOut):
+        raise UserError(f"held_out must be clips or captions, got {held_out!r}")
     if count < 0 or seed < 0:
         raise UserError(f"count and seed of procedural motions must be 0 or more, got {count} and {seed}")
     if not (np.isfinite(fps) and fps >= 5):
         raise UserError(f"procedural motions need at least 5 frames per second, got {fps}")
-    return [_generate(seed, index, fps) for index in range(count)]
+    return [_generate(seed, index, fps, held_out) for index in range(count)]
 
 
-def generate_clips(count: int, *, seed: int, fps: float = 30.0) -> list[Clip]:
-    """The clips of ``generate_motions``: every tenth is of the "test" split, the others of "train".
+def generate_clips(count: int, *, seed: int, fps: float = 30.0, held_out: HeldOut = "clips") -> list[Clip]:
+    """The clips of ``generate_motions``, of the splits "train" and "test".
 
     Args, raises: as ``generate_motions``.
     """
-    return [motion.clip for motion in generate_motions(count, seed=seed, fps=fps)]
+    return [motion.clip for motion in generate_motions(count, seed=seed, fps=fps, held_out=held_out)]
 
 
-def _generate(seed: int, index: int, fps: float) -> ProceduralMotion:
+def is_held_out(caption: str) -> bool:
+    """Whether a caption is one of the 38 of 320 that ``held_out="captions"`` keeps for the test, by its checksum.
+
+    All actions and both sides are among them.
+    """
+    return zlib.crc32(caption.encode()) % _TEST_EVERY == _TEST_EVERY - 1
+
+
+def _generate(seed: int, index: int, fps: float, held_out: HeldOut) -> ProceduralMotion:
     draw = _Draw(seed, index)
     spec, flip = _draw_spec(draw, ACTIONS[index % len(ACTIONS)])
     body = make_body(spec.height, leg=draw.uniform(0.96, 1.04), arm=draw.uniform(0.96, 1.04))
@@ -156,12 +173,13 @@ def _generate(seed: int, index: int, fps: float) -> ProceduralMotion:
     if flip:
         joints, rotations, contacts = mirror(joints), mirror_rotations(rotations), contacts[:, ::-1]
         offsets = offsets[list(MIRROR_ORDER)] * np.array([-1.0, 1.0, 1.0])
+    tested = is_held_out(spec.caption()) if held_out == "captions" else index % _TEST_EVERY == _TEST_EVERY - 1
     clip = Clip(
         name=f"procedural_{seed}_{index:05d}_{spec.action}",
         fps=fps,
         joints=joints.astype(np.float32),
         text=spec.caption(),
-        split="test" if index % _TEST_EVERY == _TEST_EVERY - 1 else "train",
+        split="test" if tested else "train",
         rotations=rotations.astype(np.float32),
     )
     return ProceduralMotion(clip=clip, spec=spec, contacts=contacts.copy(), offsets=offsets)

@@ -96,6 +96,18 @@ def test_a_tenth_of_the_clips_tests_and_every_action_is_among_them(motions: list
     assert {motion.clip.split for motion in motions} == {"train", "test"}
 
 
+def test_held_out_captions_are_shown_in_the_test_split_only(motions: list[ProceduralMotion]):
+    again = generate_motions(len(motions), seed=0, fps=5.0, held_out="captions")
+    train = {motion.clip.text for motion in again if motion.clip.split == "train"}
+    test = {motion.clip.text for motion in again if motion.clip.split == "test"}
+    assert not train & test
+    assert {motion.spec.action for motion in again if motion.clip.split == "test"} == set(ACTIONS)
+    assert {motion.spec.side for motion in again if motion.clip.split == "test"} == {"left", "right", None}
+    assert 0.05 < sum(motion.clip.split == "test" for motion in again) / len(again) < 0.2
+    with pytest.raises(UserError, match="held_out must be clips or captions, got 'words'"):
+        generate_clips(1, seed=0, held_out="words")
+
+
 def test_bodies_differ_in_height(motions: list[ProceduralMotion]):
     heights = [motion.spec.height for motion in motions]
     assert min(heights) < 1.6
