@@ -29,13 +29,14 @@ LEFT, RIGHT, TRUNK = (31, 111, 214), (210, 96, 26), (61, 69, 79)
 _HEAD = JOINT_NAMES.index("head")
 
 
-def write_gif(path: Path, scene: Scene, *, size: int = 360) -> None:
+def write_gif(path: Path, scene: Scene, *, size: int = 360, title: str = "") -> None:
     """Writes the scene's tracks side by side, at 20 frames per second, looping.
 
     Args:
         path: The GIF file.
         scene: Any frame rate; frames nearest in time are taken.
         size: Height and width of one track's picture in pixels, >= 16.
+        title: Stands above them, in as many lines as it needs.
 
     Raises:
         UserError: the file cannot be written.
@@ -43,12 +44,15 @@ def write_gif(path: Path, scene: Scene, *, size: int = 360) -> None:
     frames = max(1, round(scene.frames / scene.fps * GIF_FPS))
     moments = [min(scene.frames - 1, round(index * scene.fps / GIF_FPS)) for index in range(frames)]
     views = [_View(track, scene, size * SUPERSAMPLE) for track in scene.tracks]
+    head = _headline(title, size * len(views), size)
     # One palette for all frames: colours do not flicker and only what moves is stored again.
-    palette = _side_by_side([view.draw(0) for view in views], size).quantize(
+    palette = _side_by_side([view.draw(0) for view in views], size, head).quantize(
         colors=64, method=Image.Quantize.MEDIANCUT
     )
     indexed = [
-        _side_by_side([view.draw(moment) for view in views], size).quantize(palette=palette, dither=Image.Dither.NONE)
+        _side_by_side([view.draw(moment) for view in views], size, head).quantize(
+            palette=palette, dither=Image.Dither.NONE
+        )
         for moment in moments
     ]
     with replacing(path) as temporary:
@@ -167,8 +171,33 @@ def _smooth(path: np.ndarray, half: int) -> np.ndarray:
     return smooth
 
 
-def _side_by_side(pictures: Sequence[Image.Image], size: int) -> Image.Image:
-    sheet = Image.new("RGB", (size * len(pictures), size), PAPER)
+def _side_by_side(pictures: Sequence[Image.Image], size: int, head: Image.Image | None) -> Image.Image:
+    top = 0 if head is None else head.height
+    sheet = Image.new("RGB", (size * len(pictures), top + size), PAPER)
+    if head is not None:
+        sheet.paste(head, (0, 0))
     for index, picture in enumerate(pictures):
-        sheet.paste(picture.resize((size, size), Image.Resampling.BOX), (index * size, 0))
+        sheet.paste(picture.resize((size, size), Image.Resampling.BOX), (index * size, top))
     return sheet
+
+
+def _headline(title: str, width: int, size: int) -> Image.Image | None:
+    """The title as a strip of a width, in lines that fit; None without a title."""
+    if not title.strip():
+        return None
+    font_size, wide = SUPERSAMPLE * max(9, size // 20), SUPERSAMPLE * width
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    lines = [""]
+    for word in title.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and measure.textlength(longer, font_size=font_size) > wide - font_size:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    step = round(1.3 * font_size)
+    high = (step * len(lines) + font_size // 2) // SUPERSAMPLE
+    strip = Image.new("RGB", (wide, SUPERSAMPLE * high), PAPER)
+    canvas = ImageDraw.Draw(strip)
+    for row, line in enumerate(lines):
+        canvas.text((font_size // 2, font_size // 3 + row * step), line, fill=INK, font_size=font_size)
+    return strip.resize((width, high), Image.Resampling.BOX)

@@ -29,6 +29,7 @@ class Player {
       return element;
     };
     this.panes = make("div", "panes", this.figure);
+    this.buildCodes(make);
     const bar = make("div", "controls", this.figure);
     if (this.scenes.length > 1) {
       const choice = make("select", "clip-choice", bar);
@@ -64,11 +65,63 @@ class Player {
         if (key === "follow") this.resetView();
         this.draw();
       });
-      label.append(text);
+      const words = make("span", "", label);
+      words.textContent = text;
       return label;
     };
     toggle("Follow", "follow");
-    this.ghostToggle = toggle("Original behind", "ghost");
+    this.ghostToggle = toggle("", "ghost");
+  }
+
+  // The box below the bodies in which the pose codes of the frame stand in words.
+  buildCodes(make) {
+    const wording = document.getElementById("pose-code-wording");
+    this.wording = wording && JSON.parse(wording.textContent);
+    this.allCodes = false;
+    this.codeBox = make("div", "codes", this.figure);
+    const head = make("div", "codes-head", this.codeBox);
+    this.codeLabel = make("span", "", head);
+    const label = make("label", "", head);
+    const box = make("input", "", label);
+    box.type = "checkbox";
+    box.addEventListener("change", () => {
+      this.allCodes = box.checked;
+      this.moment = -1;
+      this.draw();
+    });
+    label.append("all 70");
+    this.codeList = make("ul", "", this.codeBox);
+  }
+
+  loadCodes() {
+    const codes = this.wording && this.scene.codes;
+    this.codeBox.hidden = !codes;
+    this.moment = -1;
+    if (!codes) return;
+    this.bins = Uint8Array.from(atob(codes.data), (c) => c.charCodeAt(0));
+    this.codeLabel.textContent = `Pose codes, ${codes.label}`;
+  }
+
+  drawCodes(frame) {
+    const codes = this.wording && this.scene.codes;
+    if (!codes) return;
+    const moment = Math.min(codes.moments - 1, Math.floor(frame / codes.frames));
+    if (moment === this.moment) return;
+    this.moment = moment;
+    const { starts, order, phrases, telling } = this.wording;
+    const active = order.map((category) => starts[category] + this.bins[moment * order.length + category]);
+    const shown = active.filter((code) => this.allCodes || telling[code]);
+    const items = shown.map((code) => {
+      const item = document.createElement("li");
+      item.textContent = phrases[code];
+      if (telling[code]) item.className = "telling";
+      return item;
+    });
+    if (!items.length) {
+      items.push(document.createElement("li"));
+      items[0].textContent = "close to standing at ease";
+    }
+    this.codeList.replaceChildren(...items);
   }
 
   load(index) {
@@ -90,6 +143,8 @@ class Player {
     caption.querySelector(".clip-caption").textContent = scene.caption;
     this.slider.max = scene.frames - 1;
     this.ghostToggle.hidden = this.tracks.length < 2;
+    this.ghostToggle.lastChild.textContent = `${this.tracks[0].label} behind`;
+    this.loadCodes();
     this.panes.replaceChildren();
     this.canvases = this.tracks.map((track) => {
       const pane = document.createElement("div");
@@ -225,6 +280,7 @@ class Player {
     const total = (this.scene.frames / this.scene.fps).toFixed(1);
     this.clock.textContent = `${(frame / this.scene.fps).toFixed(1)} / ${total} s`;
     this.tracks.forEach((track, index) => this.drawPane(this.canvases[index], index, frame));
+    this.drawCodes(frame);
   }
 
   drawPane(canvas, index, frame) {

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from fastvq.models.motion.pose_codes import CATEGORIES, PHRASES, PoseCodes
+from fastvq.models.motion.pose_codes.sentences import said_first, telling_codes
 from fastvq.models.motion.skeleton import JOINT_NAMES, NUM_JOINTS, PARENTS
 
 _LARGEST = 32767
@@ -30,6 +32,21 @@ class Track:
 
 
 @dataclass(frozen=True)
+class CodeTrack:
+    """Pose codes over time.
+
+    Attributes:
+        codes: Of N moments.
+        frames: How many frames of the scene a moment lasts, >= 1.
+        label: Where they come from, for example "written by the generator".
+    """
+
+    codes: PoseCodes
+    frames: int
+    label: str
+
+
+@dataclass(frozen=True)
 class Scene:
     """What one player shows.
 
@@ -39,6 +56,7 @@ class Scene:
         fps: Frames per second, > 0.
         tracks: One or more bodies, shown side by side; a shorter one rests in its last frame.
         note: A short remark beside the name, for example the clip's error.
+        codes: Pose codes to show in words beside the body, as they are active in each frame.
     """
 
     name: str
@@ -46,6 +64,7 @@ class Scene:
     tracks: Sequence[Track]
     caption: str = ""
     note: str = ""
+    codes: CodeTrack | None = None
 
     @property
     def frames(self) -> int:
@@ -103,4 +122,21 @@ def scene_payload(scene: Scene) -> dict[str, Any]:
         "head": JOINT_NAMES.index("head"),
         "hips": [JOINT_NAMES.index("left_hip"), JOINT_NAMES.index("right_hip")],
         "tracks": [{"label": track.label, **pack_joints(track.joints)} for track in scene.tracks],
+        "codes": None if scene.codes is None else _pack_codes(scene.codes),
+    }
+
+
+def _pack_codes(track: CodeTrack) -> dict[str, Any]:
+    """The active bin of every category as a byte."""
+    data = base64.b64encode(track.codes.bins.astype(np.uint8).tobytes()).decode("ascii")
+    return {"moments": len(track.codes), "frames": track.frames, "label": track.label, "data": data}
+
+
+def wording_payload() -> dict[str, Any]:
+    """What ``player.js`` needs to put pose codes into words."""
+    return {
+        "starts": [category.start for category in CATEGORIES],
+        "order": said_first(),
+        "phrases": [str(phrase) for phrase in PHRASES],
+        "telling": [int(telling) for telling in telling_codes()],
     }

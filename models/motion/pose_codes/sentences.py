@@ -62,6 +62,12 @@ def sentences(codes: PoseCodes, *, everything: bool = False) -> list[str]:
     return [_sentence(row, everything) for row in codes.bins]
 
 
+@cache
+def telling_codes() -> tuple[bool, ...]:
+    """Of every code whether it tells a frame from a person standing at ease, by the rule of ``sentences``."""
+    return tuple(_worth_saying(category, index) for category in CATEGORIES for index in range(category.size))
+
+
 def _sentence(bins: np.ndarray, everything: bool) -> str:
     chosen = [
         category
@@ -74,6 +80,11 @@ def _sentence(bins: np.ndarray, everything: bool) -> str:
     kinds = [_ORDER.index(category.kind) for category in chosen]
     ranked = sorted(range(len(phrases)), key=lambda i: (kinds[i], _one_sided(phrases[i].other)))
     return _joined([phrases[i] for i in ranked]) or AT_EASE
+
+
+def said_first() -> tuple[int, ...]:
+    """The categories in the order in which ``sentences`` tells them."""
+    return tuple(category.index for kind in _ORDER for category in CATEGORIES if category.kind is kind)
 
 
 def _one_sided(point: str) -> bool:

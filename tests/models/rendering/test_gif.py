@@ -38,6 +38,22 @@ def test_a_gif_lasts_as_long_as_the_motion(tmp_path: Path) -> None:
     assert seconds == pytest.approx(1.5)
 
 
+def test_a_title_stands_above_the_bodies_in_as_many_lines_as_it_needs(tmp_path: Path) -> None:
+    heights = []
+    for name, title in (("none", " "), ("short", "a person waves"), ("long", "a person waves " * 9)):
+        path = tmp_path / f"{name}.gif"
+        write_gif(path, Scene("a", 30.0, [Track("", standing(3))]), size=160, title=title)
+        with Image.open(path) as image:
+            heights.append(image.height)
+            picture = np.array(image.convert("L"))
+        assert picture.shape[1] == 160
+        head = picture[: len(picture) - 160]
+        assert name == "none" or (head < 128).any(), "the title has no ink"
+        assert name == "none" or (head[:, -4:] > 200).all(), "a line runs out of the picture"
+    assert heights[0] == 160
+    assert heights[0] < heights[1] < heights[2]
+
+
 def test_a_gif_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):

@@ -1,5 +1,6 @@
 """The player and the report: one file each, well formed, escaped, and carrying the joints that they show."""
 
+import base64
 import json
 import re
 from html.parser import HTMLParser
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 
 from fastvq.models.errors import UserError
+from fastvq.models.motion.pose_codes import PHRASES, PoseParser, sentences
+from fastvq.models.motion.procedural import generate_clips
 from fastvq.models.rendering.axes import COLOURS, log_ticks, nice_ticks, number_text
 from fastvq.models.rendering.bars import Factor, bar_chart, factor_chart, stack_chart
 from fastvq.models.rendering.charts import Series, line_chart
 from fastvq.models.rendering.player import write_player
 from fastvq.models.rendering.report import Curves, Metric, Report, Usage, flatten, group_perplexity, write_report
-from fastvq.models.rendering.scene import Scene, Track, pack_joints, scene_payload, unpack_joints
+from fastvq.models.rendering.scene import CodeTrack, Scene, Track, pack_joints, scene_payload, unpack_joints
 
 VOID = {"meta", "br", "input", "img", "hr", "link"}
 NASTY = '</script><script>alert("x")</script><!-- & \' " é'
@@ -136,6 +139,39 @@ def test_the_player_page_carries_its_clips(tmp_path: Path) -> None:
             assert np.abs(unpack_joints(packed) - track.joints).max() < 1e-3
     assert NASTY in page.text
     assert list(tmp_path.glob("deep/*")) == [path]
+
+
+def test_the_player_page_can_name_the_pose_codes_of_every_frame(tmp_path: Path) -> None:
+    joints = generate_clips(7, seed=0, fps=20.0)[4].joints
+    codes = PoseParser().parse(joints)[::4]
+    coded = scene("reach", codes=CodeTrack(codes, 4, "written by the generator"))
+    write_player(tmp_path / "player.html", [scene(), coded], title="motions")
+    page = Page((tmp_path / "player.html").read_text(encoding="utf-8"))
+    plain, found = page.data["scenes"]
+    assert plain["codes"] is None
+    assert (found["codes"]["moments"], found["codes"]["frames"]) == (len(codes), 4)
+    wording = page.data["pose-code-wording"]
+    bins = np.frombuffer(base64.b64decode(found["codes"]["data"]), np.uint8).reshape(-1, 70)
+    assert sorted(wording["order"]) == list(range(70))
+    for moment in range(0, len(codes), 5):
+        active = [wording["starts"][category] + int(bins[moment, category]) for category in wording["order"]]
+        assert sorted(active) == codes.indices[moment].tolist()
+        # What is marked as telling is what the sentence of the frame tells.
+        (sentence,) = sentences(codes[moment])
+        told = [code for code in active if wording["telling"][code]]
+        assert bool(told) == (sentence != "close to standing at ease")
+        assert all(PHRASES[code].relation in sentence and PHRASES[code].subject in sentence for code in told)
+    # Without codes the page does not carry the words.
+    write_player(tmp_path / "plain.html", [scene()], title="motions")
+    assert "pose-code-wording" not in Page((tmp_path / "plain.html").read_text(encoding="utf-8")).data
+
+
+def test_the_legend_names_what_stands_behind(tmp_path: Path) -> None:
+    tracks = (Track("Base", walk()), Track("Refined", walk(seed=1)))
+    write_player(tmp_path / "two.html", [scene(tracks=tracks)], title="motions")
+    assert "base, behind refined" in Page((tmp_path / "two.html").read_text(encoding="utf-8")).text
+    write_player(tmp_path / "one.html", [scene(tracks=tracks[:1])], title="motions")
+    assert "behind" not in Page((tmp_path / "one.html").read_text(encoding="utf-8")).text
 
 
 def test_a_player_needs_a_scene(tmp_path: Path) -> None:
