@@ -133,7 +133,7 @@ def edit(
     tokens = clip.tokens.clone()
     wanted = torch.full((NUM_CATEGORIES, tokens.shape[1]), -1)
     for one in edits:
-        span = _latents(one, clip, model.config.downsample)
+        span = latents_of(one.name, one.frames, clip, model.config.downsample)
         for code in one.codes:
             category = CATEGORIES[int(CATEGORY_OF_CODE[code])]
             wanted[category.index, span] = code - category.start
@@ -142,8 +142,8 @@ def edit(
     if without_residuals:
         tokens[NUM_CATEGORIES:, edited] = -1
     after = ClipTokens(clip.name, clip.frames, tokens)
-    was, became = _decoded(model, clip), _decoded(model, after)
-    shown = _shown(model, was), _shown(model, became)
+    was, became = decoded(model, clip), decoded(model, after)
+    shown = shown_bins(model, was), shown_bins(model, became)
     asked = tuple(
         Asked(
             code=CATEGORIES[row].start + value,
@@ -159,28 +159,40 @@ def edit(
     return Edited(after, was, became, asked=asked, kept=float(kept.mean()) if len(kept) else 1.0)
 
 
-def _latents(one: Edit, clip: ClipTokens, downsample: int) -> slice:
-    start, stop = one.frames or (0, clip.frames)
+def latents_of(what: str, frames: tuple[int, int] | None, clip: ClipTokens, downsample: int) -> slice:
+    """The latents whose frame lies in a span.
+
+    Args:
+        what: Names the edit in messages.
+        frames: From the first up to, but without, the second; None for the whole clip.
+        clip: The one to edit.
+        downsample: Frames of a latent.
+
+    Raises:
+        UserError: The span is not in the clip, or holds no latent's frame.
+    """
+    start, stop = frames or (0, clip.frames)
     if not 0 <= start < stop <= clip.frames:
         raise UserError(
-            f"frames {start} to {stop} of {one.name!r} are not in clip {clip.name!r}, which has {clip.frames} "
+            f"frames {start} to {stop} of {what!r} are not in clip {clip.name!r}, which has {clip.frames} "
             f"frames: give a start below an end, both from 0 to {clip.frames}, or choose clips that are longer"
         )
     first, last = -(-start // downsample), -(-stop // downsample)
     if first == last:
         raise UserError(
-            f"frames {start} to {stop} of {one.name!r} hold no frame whose pose is a token, which every "
+            f"frames {start} to {stop} of {what!r} hold no frame whose pose is a token, which every "
             f"{downsample}th is, from 0 on: give a longer span"
         )
     return slice(first, last)
 
 
-def _decoded(model: PoseCodeTokenizer, clip: ClipTokens) -> np.ndarray:
+def decoded(model: PoseCodeTokenizer, clip: ClipTokens) -> np.ndarray:
+    """(frames, C) features of a clip's tokens, not normalised."""
     features: np.ndarray = model.decode(clip.tokens)[0, : clip.frames].float().cpu().numpy()
     return features
 
 
-def _shown(model: PoseCodeTokenizer, features: np.ndarray) -> Tensor:
+def shown_bins(model: PoseCodeTokenizer, features: np.ndarray) -> Tensor:
     """(70, T') bins that decoded features show in the frame of each latent."""
     codes: PoseCodes = model.parse(features[:: model.config.downsample])
     return torch.from_numpy(codes.bins).t()

@@ -131,6 +131,8 @@ class MotionGenerator(nn.Module, ABC):
     """
 
     config_class: ClassVar[type[GeneratorConfig]]
+    usual_sampling: ClassVar[Sampling] = Sampling()
+    """How codes are drawn where nobody says it."""
 
     def __init__(self, config: GeneratorConfig | None = None) -> None:
         super().__init__()
@@ -214,7 +216,7 @@ class MotionGenerator(nn.Module, ABC):
         Args:
             texts: one for each motion.
             lengths: tokens in time of each motion, at most ``config.longest``; None lets the model end.
-            sampling: how codes are drawn; the defaults if absent.
+            sampling: how codes are drawn; ``usual_sampling`` if absent.
             seed: of the draw. A motion depends on its text, its length, the seed and its place, and on nothing else.
             first_place: place of the first text; the others follow.
             batch_size: how many are generated at once.
@@ -232,7 +234,7 @@ class MotionGenerator(nn.Module, ABC):
             raise UserError(f"precision must be exact or fast, got {precision!r}")
         check_integer("batch_size", batch_size, 1)
         check_integer("seed", seed, 0, 2**63 - 1)
-        sampling = Sampling() if sampling is None else sampling
+        sampling = self.usual_sampling if sampling is None else sampling
         self._check_lengths(lengths, len(texts))
         features = self.text_encoder.encode(texts)
         model, was_training = (self._exact_twin() if precision == "exact" else self), self.training

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastvq.models.errors import UserError
+from fastvq.models.generators.base_transformer import BaseTransformer
 from fastvq.models.generators.double_tier_gpt import DoubleTierGPT
 from fastvq.models.generators.generator import MotionGenerator
+from fastvq.models.generators.refine_transformer import RefineTransformer
 from fastvq.models.kinds import load_tokenizer
 from fastvq.models.tokenizers import pretrained
 from fastvq.models.tokenizers.tokenizer import MotionTokenizer
@@ -25,7 +27,11 @@ class GeneratorKind:
 
 GENERATORS: dict[str, GeneratorKind] = {
     kind.generator.config_class.kind: kind
-    for kind in (GeneratorKind(DoubleTierGPT, "the text-to-motion GPT of T2M-HiFiGPT, over time and depth"),)
+    for kind in (
+        GeneratorKind(DoubleTierGPT, "the text-to-motion GPT of T2M-HiFiGPT, over time and depth"),
+        GeneratorKind(BaseTransformer, "PGR2M's Base Transformer, which writes pose codes from texts"),
+        GeneratorKind(RefineTransformer, "PGR2M's Refine Transformer, which adds the residual codes"),
+    )
 }
 
 
