@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "measure how well a tokenizer keeps motions",
     "reproduce": "train what a paper compares, and set its claims beside the measurements",
     "train-evaluator": "train what an FID is taken from, a motion-text evaluator of one's own",
+    "generate": "turn texts into motions with a trained generator",
     "edit": 'change a motion by its pose codes, by name or by a rule such as "raise the right hand"',
     "render": "show motions or tokens as a page with moving skeletons, or as a GIF",
     "bench": "measure every op and module beside other libraries, with what the hardware allows",

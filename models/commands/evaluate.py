@@ -1,8 +1,8 @@
-"""``fastvq evaluate``: how well a tokenizer keeps motions."""
+"""``fastvq evaluate``: how well a tokenizer keeps motions, or how good a generator's are."""
 
 from __future__ import annotations
 
-from fastvq.models.commands import common, heatmap_vqgan
+from fastvq.models.commands import common, evaluate_generator, heatmap_vqgan
 from fastvq.models.commands.options import Evaluate
 from fastvq.models.commands.results import metrics, print_table
 from fastvq.models.errors import UserError
@@ -18,6 +18,10 @@ def run(command: Evaluate) -> int:
         raise UserError(f"--batch-size must be at least 1, got {command.batch_size}")
     if heatmap_vqgan.is_heatmap_model(command.checkpoint):
         return heatmap_vqgan.evaluate(command)
+    if evaluate_generator.is_generator(command.checkpoint):
+        return evaluate_generator.run(command)
+    if command.attributes:
+        raise UserError(f"--attributes are those of generated motions, and {command.checkpoint} is no generator")
     console = common.make_console()
     model = common.load_model(command.checkpoint, command.device)
     evaluator = None if command.evaluator is None else open_evaluator(command.evaluator).to(model.mean.device)

@@ -94,7 +94,13 @@ class Decode:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure how well a tokenizer keeps motions: joint error, reconstruction loss, use of the codes, speed."""
+    """Measure how well a tokenizer keeps motions, or how good the motions are that a generator makes of texts.
+
+    Of a tokenizer: joint error, reconstruction loss, use of the codes, speed. Of a generator (fastvq train hifigpt,
+    pgr2m-base or pgr2m-refine), which generates a motion for the description of every clip: with --evaluator
+    R-precision, MM-Dist, FID, Diversity and MultiModality with 95 % intervals, with --attributes how many motions do
+    what their procedural captions ask, and the speed.
+    """
 
     checkpoint: str
     """A run folder, a folder of save_pretrained, or a name on the Hugging Face Hub."""
@@ -104,6 +110,16 @@ class Evaluate:
     """The split to measure: train, test, another one that the data names, or all."""
     evaluator: OptionalPath = None
     """Adds the FID of an evaluator: a folder of fastvq train-evaluator, or the published finest.tar."""
+    attributes: bool = False
+    """Of a generator: read action, direction, side and speed off its motions, and set them against the captions."""
+    repeats: int = 20
+    """Of a generator: how often all is generated again, for the intervals."""
+    multimodality: int = 100
+    """Of a generator: descriptions of which 30 motions each are compared, in every repeat; 0 leaves that out."""
+    guidance: OptionalNumber = None
+    """Of a generator: strength of the text; its usual one if absent."""
+    seed: int = 0
+    """Of a generator: of all that is drawn."""
     json: OptionalPath = None
     """File for the numbers."""
     mapping: OptionalPath = None
@@ -195,6 +211,47 @@ class TrainEvaluator:
     """Replace the evaluator in --out."""
     resume: bool = False
     """Go on with a training that was stopped."""
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Turn texts into motions with a trained generator (fastvq train hifigpt, pgr2m-base or pgr2m-refine).
+
+    --out decides the form by its ending: .bvh, .gif, .html (all motions on one page, with the pose codes of every
+    frame in words), .npy (joints (frames, 22, 3) in metres) or .safetensors (tokens, for fastvq edit and decode).
+    Several motions become clip_1.bvh, clip_2.bvh and so on. A seed gives the same motions on every run.
+    """
+
+    text: tuple[str, ...]
+    """What the motion shall show, in quotes; several texts give several motions."""
+    checkpoint: str
+    """A generator: a run folder, or a folder of save_pretrained."""
+    out: Path
+    """The file to write: .bvh, .gif, .html, .npy or .safetensors."""
+    tokenizer: OptionalText = None
+    """The tokenizer whose codes it writes; the one in the run folder if absent."""
+    count: int = 1
+    """Motions of each text."""
+    seconds: OptionalNumber = None
+    """Duration of every motion; the generator ends them itself if absent."""
+    seed: int = 0
+    """Another seed gives other motions."""
+    guidance: OptionalNumber = None
+    """Strength of the text: 1 is the plain model, more exaggerates it; the generator's usual one if absent."""
+    temperature: OptionalNumber = None
+    """Divides the logits: 0 takes the likeliest code, more varies more; the generator's usual one if absent."""
+    top_k: OptionalInteger = None
+    """Draw among so many of the likeliest codes."""
+    top_p: OptionalNumber = None
+    """Draw among the likeliest codes that together have this probability."""
+    base_only: bool = False
+    """Show pose codes alone, without the residual codes that refine them; .html shows both side by side."""
+    size: int = 360
+    """Height of a GIF, pixels."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    overwrite: bool = False
+    """Replace --out if it exists."""
 
 
 @dataclass(frozen=True)
@@ -345,6 +402,7 @@ _COMMANDS = {
     "evaluate": Evaluate,
     "reproduce": Reproduce,
     "train-evaluator": TrainEvaluator,
+    "generate": Generate,
     "edit": Edit,
     "render": Render,
     "bench": Bench,

@@ -137,6 +137,9 @@ def attribute_accuracy(captions: Sequence[str], motions: Sequence[np.ndarray], f
         For action, direction, side and speed the share that is right of those that the captions name, and
         ``<name>_count`` of them; absent where none names it. ``all``: the share of motions in which all that is named
         is right; ``count``: how many motions were judged; ``captions``: how many different captions they have.
+
+    Raises:
+        UserError: Joints that are none.
     """
     right: dict[str, list[bool]] = {name: [] for name in NAMES}
     whole, judged = [], set()
