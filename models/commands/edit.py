@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from fastvq.models.commands import common, options
-from fastvq.models.commands.passes import encode_clips
+from fastvq.models.commands import common, edit_text, options
+from fastvq.models.commands.edit_source import SHOWN_CLIPS, TOKENS, clips_of, span_of, tracks
 from fastvq.models.editing.edit import Edited, Seen, check_editable, consistency, edit, pooled
 from fastvq.models.editing.rules import Edit, named, rule
 from fastvq.models.errors import UserError
 from fastvq.models.rendering.player import write_player
-from fastvq.models.rendering.scene import Scene, Track
+from fastvq.models.rendering.scene import Scene
 from fastvq.models.tokenizers.pose_codes import PoseCodeTokenizer
-from fastvq.models.tokenizers.token_file import ClipTokens, read_tokens, write_tokens
+from fastvq.models.tokenizers.token_file import write_tokens
 
 FORMAT = "fastvq-edit/1"
-TOKENS = ".safetensors"
-SHOWN_CLIPS = 12
 
 
 def run(command: options.Edit) -> int:
@@ -28,13 +25,19 @@ def run(command: options.Edit) -> int:
     common.check_new_file(command.out, overwrite=command.overwrite, endings=(TOKENS, ".html", ".htm"))
     if command.json is not None:
         common.check_new_file(command.json, overwrite=command.overwrite)
-    span = None if command.frames is None else _span(command.frames)
+    if command.text is not None:
+        return edit_text.run(command)
+    if command.generator is not None or command.part:
+        raise UserError("--generator and --part go with --text, which says what the motion shall show: give it")
+    if command.checkpoint is None:
+        raise UserError("a rule needs the model that makes tokens of motions: give --checkpoint")
+    span = None if command.frames is None else span_of(command.frames)
     edits = [*(rule(text, span) for text in command.rule), *(named(text, span) for text in command.set)]
     if not edits:
         raise UserError('there is nothing to edit: give --rule "raise the right hand" or --set "L-knee=9"')
     console = common.make_console()
     model = check_editable(common.load_model(command.checkpoint, command.device))
-    clips = _chosen(_clips(command, model, console), command.clip)
+    clips = clips_of(command, model, console)
     edited: list[Edited] = []
     with common.progress_bar(console, "editing") as bar:
         task = bar.add_task("editing", total=len(clips), name="")
@@ -56,43 +59,12 @@ def run(command: options.Edit) -> int:
     return 0
 
 
-def _span(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+):(\d+)", text)
-    if match is None:
-        raise UserError(f"--frames must be START:STOP, such as 20:40, got {text!r}")
-    return int(match[1]), int(match[2])
-
-
-def _clips(command: options.Edit, model: PoseCodeTokenizer, console: Console) -> list[ClipTokens]:
-    if command.source.suffix.lower() == TOKENS:
-        return read_tokens(command.source, model)
-    clips = common.read_features(command.source, console, model.config, mapping=command.mapping, scale=command.scale)
-    if command.clip:
-        clips = [clip for clip in clips if clip.name in command.clip] or clips
-    tokens = encode_clips(model, clips, console)
-    return [ClipTokens(clip.name, len(clip.features), codes) for clip, codes in zip(clips, tokens, strict=True)]
-
-
-def _chosen(clips: Sequence[ClipTokens], wanted: Sequence[str]) -> list[ClipTokens]:
-    if not wanted:
-        return list(clips)
-    by_name = {clip.name: clip for clip in clips}
-    for name in wanted:
-        if name not in by_name:
-            some = ", ".join(list(by_name)[:5]) + (" ..." if len(by_name) > 5 else "")
-            raise UserError(f"there is no clip {name!r}; there are {some}")
-    return [by_name[name] for name in wanted]
-
-
 def _scene(one: Edited, model: PoseCodeTokenizer, edits: Sequence[Edit]) -> Scene:
     shown = consistency(one.asked)
     return Scene(
         name=one.clip.name,
         fps=model.config.fps,
-        tracks=[
-            Track(label, model.config.features.to_smpl(features))
-            for label, features in (("Before", one.before), ("After", one.after))
-        ],
+        tracks=tracks(model, one.before, one.after),
         caption="; ".join(_said(each) for each in edits),
         note=f"asked codes seen: {shown.before.share:.0%} before, {shown.after.share:.0%} after",
     )

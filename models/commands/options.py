@@ -260,7 +260,8 @@ class Edit:
 
     Takes a model with pose codes (fastvq train pose-rvq or pgr2m). --rule "raise the right hand from frame 20 to 40"
     sets all codes that the rule stands for, --set "left knee=bent at 90 degrees" a single one by its name. Prints in
-    what share of the edited frames each asked code is seen in the decoded motion, before and after.
+    what share of the edited frames each asked code is seen in the decoded motion, before and after. --text lets a
+    generator write the codes of some parts of the body anew.
     """
 
     source: Annotated[
@@ -269,14 +270,29 @@ class Edit:
             metavar="TOKENS_OR_MOTIONS", help="A token file (.safetensors), or motions, which are encoded first."
         ),
     ]
-    checkpoint: str
-    """The model: a run folder, a folder of save_pretrained, or a name on the Hugging Face Hub."""
     out: Path
     """The file to write: edited tokens (.safetensors), or a page with each motion before and after (.html)."""
+    checkpoint: OptionalText = None
+    """The model: a run folder, a folder of save_pretrained, or a name on the Hugging Face Hub; --text finds the one
+    in --generator."""
     rule: tuple[str, ...] = ()
     """Rules; one that there is not is answered with those that there are."""
     set: tuple[str, ...] = ()
     """Pose codes, published ("L-knee=9") or in words ("left hand=above the neck")."""
+    text: OptionalText = None
+    """What the motion shall show, such as "a person waves with the left hand"; --generator then writes anew the pose
+    codes of the parts of the body that it names, and holds all others."""
+    generator: OptionalPath = None
+    """The run folder of a pgr2m-base, or of a pgr2m-refine, which adds the residual codes of what changed."""
+    part: tuple[str, ...] = ()
+    """What --text may change, instead of what it names: left arm, right arm, left leg, right leg, trunk, arms, legs,
+    body."""
+    temperature: float = 0.0
+    """With --text: 0 takes the likeliest codes, 1 draws them as they are likely."""
+    guidance: float = 1.0
+    """With --text: strength of the text, above 1 of a generator that was trained with --text-dropout."""
+    seed: int = 0
+    """Of what --temperature draws."""
     frames: OptionalText = None
     """The span START:STOP of what names none itself, without the frame STOP; the whole clip if absent."""
     clip: tuple[str, ...] = ()
