@@ -9,6 +9,7 @@ from typing import Any
 from fastvq.models.errors import UserError
 from fastvq.models.tokenizers import pretrained
 from fastvq.models.tokenizers.config import TokenizerConfig
+from fastvq.models.tokenizers.heatmap_vqgan import HeatmapVQGANConfig
 from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE
 from fastvq.models.tokenizers.pgr2m import PGR2MTokenizer
 from fastvq.models.tokenizers.pose_residual_vqvae import PoseResidualVQVAE
@@ -46,29 +47,47 @@ KINDS: dict[str, Kind] = {
 }
 
 
+def kind_of(name_or_path: str | Path, **hub: Any) -> Any:
+    """The kind of model that a folder holds, or a repository on the Hugging Face Hub; None where it does not say.
+
+    Args:
+        name_or_path: a folder, or "owner/name" on the hub.
+        hub: as for :func:`fastvq.models.tokenizers.pretrained.locate`.
+
+    Raises:
+        UserError: ``config.json`` is missing or damaged.
+    """
+    folder = pretrained.locate(name_or_path, files=(pretrained.CONFIG,), weights=False, **hub)
+    return pretrained.read_config(folder).get("kind")
+
+
 def load_tokenizer(name_or_path: str | Path, **options: Any) -> MotionTokenizer:
-    """A trained tokenizer of any kind, in evaluation mode.
+    """A trained tokenizer of motions of any kind, in evaluation mode.
 
     Args:
         name_or_path: a folder (also a run folder of the trainer), or a name on the Hugging Face Hub.
         options: as for :meth:`~fastvq.models.tokenizers.tokenizer.MotionTokenizer.from_pretrained`.
 
     Raises:
-        UserError: files are missing or damaged, or the kind is none that this version knows.
+        UserError: files are missing or damaged, or the kind is none that this version knows, or not one of motions.
     """
     hub = {name: value for name, value in options.items() if name not in ("key_map", "config")}
-    folder = pretrained.locate(name_or_path, **hub)
-    kind = MotionVQVAE.config_class.kind
     config = options.get("config")
-    if config is not None:
-        if not isinstance(config, TokenizerConfig):
-            raise TypeError(f"config must be a TokenizerConfig, got {type(config).__name__}")
+    if config is None:
+        kind = kind_of(name_or_path, **hub)
+        kind = MotionVQVAE.config_class.kind if kind is None else kind
+    elif isinstance(config, TokenizerConfig):
         kind = config.kind
     else:
-        kind = pretrained.read_config(folder).get("kind", kind)
+        raise TypeError(f"config must be a TokenizerConfig, got {type(config).__name__}")
+    if kind == HeatmapVQGANConfig.kind:
+        raise UserError(
+            f"{name_or_path} is a tokenizer of heatmaps, and this needs one of motions: give one of the kinds "
+            f"{', '.join(KINDS)}"
+        )
     if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(
-            f"{folder / pretrained.CONFIG} is of the kind {kind!r}, and this version of fastvq knows "
+            f"{name_or_path} is of the kind {kind!r}, and this version of fastvq knows "
             f"{', '.join(KINDS)}: use the version of fastvq that wrote it"
         )
-    return KINDS[kind].tokenizer.from_pretrained(folder, **options)
+    return KINDS[kind].tokenizer.from_pretrained(name_or_path, **options)

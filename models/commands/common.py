@@ -39,6 +39,8 @@ RUN_FILES = (
 )
 RUN_FOLDERS = ("checkpoints", "tensorboard")
 _NOTES_SHOWN = 6
+# Bytes of a name of a file, of which file systems take 255, endings and those of partial files included.
+LONGEST_NAME = 180
 
 
 def make_console() -> Console:
@@ -215,6 +217,43 @@ def write_json(path: Path, values: object) -> None:
         UserError: the file system refuses.
     """
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def file_names(names: Sequence[str]) -> list[str]:
+    """Names of clips as names of files: no characters that a file system refuses, and all different."""
+    taken: set[str] = set()
+    found = []
+    for name in names:
+        safe = re.sub(r"[^\w.\- ]+", "_", name).strip(" .")[:120]
+        safe = safe.encode()[:LONGEST_NAME].decode(errors="ignore") or "clip"
+        unique, number = safe, 2
+        # Some file systems do not tell A from a.
+        while unique.lower() in taken:
+            unique, number = f"{safe}_{number}", number + 1
+        taken.add(unique.lower())
+        found.append(unique)
+    return found
+
+
+def choose_clips(names: Sequence[str], wanted: Sequence[str], limit: int, console: Console) -> list[int]:
+    """Indices of the clips to show.
+
+    Raises:
+        UserError: a wanted one is not there, or more are wanted than can be shown.
+    """
+    if not wanted:
+        if len(names) > limit:
+            print_notes([f"showing {limit} of {len(names)} clips; choose others with --clip"], console)
+        return list(range(min(limit, len(names))))
+    for name in wanted:
+        if name not in names:
+            some = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+            raise UserError(f"there is no clip {name!r}; there are {some}")
+    if len(wanted) > limit:
+        raise UserError(
+            f"--clip names {len(wanted)} clips, and {limit} can be shown: name fewer, or raise --max-clips"
+        )
+    return [names.index(name) for name in wanted]
 
 
 def size_text(size: int) -> str:

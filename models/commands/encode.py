@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastvq.models.commands import common
+from fastvq.models.commands import common, heatmap_tokens, heatmap_vqgan
 from fastvq.models.commands.options import Encode
 from fastvq.models.commands.passes import encode_clips
 from fastvq.models.errors import UserError
@@ -15,6 +15,8 @@ def run(command: Encode) -> int:
     if command.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {command.batch_size}")
     console = common.make_console()
+    if heatmap_vqgan.is_heatmap_model(command.checkpoint):
+        return heatmap_tokens.encode(command, console)
     model = common.load_model(command.checkpoint, command.device)
     fps = model.config.fps
     clips = common.read_features(

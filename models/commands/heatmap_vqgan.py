@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 
@@ -14,24 +14,53 @@ from fastvq.models.commands.options import Evaluate
 from fastvq.models.commands.train_options import Train
 from fastvq.models.errors import UserError
 from fastvq.models.evaluation.heatmap_vqgan import evaluate_heatmaps
+from fastvq.models.kinds import kind_of
 from fastvq.models.motion.clip import Clip
 from fastvq.models.tokenizers import pretrained
 from fastvq.models.tokenizers.heatmap_vqgan import HeatmapVQGAN, HeatmapVQGANConfig
 from fastvq.models.training.heatmap_data import prepare_joints
 from fastvq.models.training.heatmap_vqgan import HeatmapTrainConfig, settings_of, train_heatmaps
 
+# Frames times rows times columns that a model is given at once; more would only take memory.
+MOST_PIXELS = 1 << 22
+
 
 def is_heatmap_model(checkpoint: str) -> bool:
-    """Whether a folder holds a heatmap tokenizer."""
-    folder = Path(checkpoint)
-    return (folder / pretrained.CONFIG).is_file() and pretrained.read_config(folder).get("kind") == (
-        HeatmapVQGANConfig.kind
-    )
+    """Whether a folder, or a repository on the hub, holds a heatmap tokenizer.
+
+    Raises:
+        UserError: it is not there, or its ``config.json`` is missing or damaged.
+    """
+    return bool(kind_of(checkpoint) == HeatmapVQGANConfig.kind)
+
+
+def load_model(checkpoint: str, device: str) -> tuple[HeatmapVQGAN, HeatmapTrainConfig]:
+    """A trained heatmap tokenizer in evaluation mode, and the settings of its training.
+
+    Raises:
+        UserError: files are missing or damaged, or there is no such device.
+    """
+    chosen = common.choose_device(device)
+    folder = pretrained.locate(checkpoint, files=(pretrained.CONFIG,))
+    config = settings_of(folder)
+    return HeatmapVQGAN.from_pretrained(folder).to(chosen), config
+
+
+def windows_at_once(model: HeatmapVQGAN, wanted: int) -> int:
+    """How many windows go through a model together: as many as wanted, but fewer of large ones.
+
+    Raises:
+        UserError: none are wanted.
+    """
+    if wanted < 1:
+        raise UserError(f"--batch-size must be at least 1, got {wanted}")
+    pixels = model.config.frames * model.config.size**2
+    return max(1, min(wanted, MOST_PIXELS // pixels))
 
 
 def train(command: Train, config: HeatmapTrainConfig, console: Console) -> int:
     """Trains; returns the exit code."""
-    clips = _clips(command, console, config, least=config.stretch[0])
+    clips = read_clips(command, console, config, least=config.stretch[0])
     held_out = [clip for clip in clips if clip.split == "test"]
     console.print(f"{len(clips)} clips: {sum(clip.split == 'train' for clip in clips)} train, {len(held_out)} test")
     if not command.resume:
@@ -56,11 +85,10 @@ def evaluate(command: Evaluate) -> int:
     if command.evaluator is not None:
         raise UserError("--evaluator measures motions of the other kinds, not heatmaps: leave it out")
     console = common.make_console()
-    config = settings_of(Path(command.checkpoint))
-    model = HeatmapVQGAN.from_pretrained(command.checkpoint).to(common.choose_device(command.device))
+    model, config = load_model(command.checkpoint, command.device)
     split = None if command.split == "all" else command.split
-    clips = _clips(command, console, config, least=config.model.frames, split=split)
-    result = _evaluated(model, clips, config, console, batch_size=command.batch_size)
+    clips = read_clips(command, console, config, least=config.model.frames, split=split)
+    result = _evaluated(model, clips, config, console, batch_size=windows_at_once(model, command.batch_size))
     result["split"] = command.split
     if command.json is not None:
         common.write_json(command.json, result)
@@ -68,13 +96,32 @@ def evaluate(command: Evaluate) -> int:
     return 0
 
 
-def _clips(
-    command: Train | Evaluate, console: Console, config: HeatmapTrainConfig, *, least: int, split: str | None = None
+class Source(Protocol):
+    """Options that say where motions are."""
+
+    @property
+    def data(self) -> Path | None: ...
+    @property
+    def mapping(self) -> Path | None: ...
+    @property
+    def scale(self) -> float | None: ...
+
+
+def read_clips(
+    source: Source, console: Console, config: HeatmapTrainConfig, *, least: int, split: str | None = None
 ) -> list[Clip]:
+    """Joints at a model's frame rate, cut where a body jumps; what was mapped, cut or left out is printed.
+
+    Raises:
+        UserError: no clip has as many frames as are needed.
+    """
+    assert source.data is not None
     read = common.read_clips(
-        command.data, console, fps=config.fps, split=split, mapping=command.mapping, scale=command.scale
+        source.data, console, fps=config.fps, split=split, mapping=source.mapping, scale=source.scale
     )
-    clips = prepare_joints(read, fps=config.fps, least=least)
+    notes: list[str] = []
+    clips = prepare_joints(read, fps=config.fps, least=least, notes=notes)
+    common.print_notes(notes, console)
     if not clips:
         raise UserError(f"none of the {len(read)} clips has {least} frames without a jump: give longer motions")
     return clips

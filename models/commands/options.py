@@ -44,7 +44,8 @@ class Demo:
 class Encode:
     """Turn motions into a file of tokens.
 
-    Motions are resampled to the model's frame rate and cut where a body jumps; a clip needs 4 frames.
+    Motions are resampled to the model's frame rate and cut where a body jumps; a clip needs 4 frames. For a
+    heatmap-vqgan they are drawn as heatmaps, window after window, each fitted into its pictures by itself.
     """
 
     checkpoint: str
@@ -60,7 +61,7 @@ class Encode:
     scale: OptionalNumber = None
     """Metres per unit of the files, where they do not say it and the size of the body misleads."""
     batch_size: int = 16
-    """Clips encoded at once."""
+    """Clips encoded at once; of heatmaps windows, and fewer where they are large."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     overwrite: bool = False
@@ -69,10 +70,15 @@ class Encode:
 
 @dataclass(frozen=True)
 class Decode:
-    """Turn a file of tokens back into motions.
+    """Turn a file of tokens back into motions, or into heatmaps.
 
     bvh writes one file for each clip; npz writes motions.npz, joint positions (frames, 22, 3) in metres of every clip
     by name, with motions.json beside it. Both have Y up and SMPL's 22 joints, and fastvq reads them again.
+
+    Of a heatmap-vqgan, npy writes the heatmaps (frames, views, rows, columns) of each clip. With --data, the motions
+    that were encoded, it writes the joints in them too, (frames, views, 22, 2) pixels, column and row, NaN where a
+    joint's limbs are not there: heatmaps do not say which limb is which, so joints are looked for near where they
+    were. json writes these joints alone. clips.json says what the files hold.
     """
 
     checkpoint: str
@@ -81,11 +87,17 @@ class Decode:
     """The token file."""
     out: Path
     """The folder to write into."""
-    format: Literal["bvh", "npz"] = "bvh"
-    """Kind of files to write."""
+    format: Literal["auto", "bvh", "npz", "npy", "json"] = "auto"
+    """Kind of files to write: bvh or npz of motions, npy or json of heatmaps; auto is bvh, or npy."""
     rigid_bones: bool = False
     """Pose a skeleton of constant bone lengths by the decoded rotations. Otherwise joints are where the model puts
     them, and BVH files hold positions for joints whose distances vary."""
+    data: OptionalPath = None
+    """The motions that were encoded as heatmaps, near whose joints to look for those of the heatmaps."""
+    mapping: OptionalPath = None
+    """As it was given to fastvq encode, for --data."""
+    scale: OptionalNumber = None
+    """As it was given to fastvq encode, for --data."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     overwrite: bool = False
@@ -127,7 +139,7 @@ class Evaluate:
     scale: OptionalNumber = None
     """Metres per unit of the files, where they do not say it and the size of the body misleads."""
     batch_size: int = 16
-    """Clips encoded at once."""
+    """Clips encoded at once; of heatmaps windows, and fewer where they are large."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     overwrite: bool = False
@@ -316,7 +328,8 @@ class Render:
     """Show motions or tokens as a page with moving skeletons (.html) or as an animation (.gif).
 
     --data alone shows motions as they are; with --checkpoint each stands beside what comes back from its tokens.
-    --tokens with --checkpoint shows what the tokens mean.
+    --tokens with --checkpoint shows what the tokens mean. Of a heatmap-vqgan the pictures are its heatmaps, all views
+    below each other, as a GIF.
     """
 
     out: Path
@@ -332,7 +345,7 @@ class Render:
     max_clips: int = 12
     """Largest number of clips on a page."""
     size: int = 360
-    """Height of a GIF, pixels."""
+    """Height of a GIF, pixels; of heatmaps that of all their views together, rounded to whole pixels of theirs."""
     mapping: OptionalPath = None
     """JSON file of {SMPL joint: joint of your skeleton}, where joint names say too little."""
     scale: OptionalNumber = None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from rich.console import Console
 
-from fastvq.models.commands import common
+from fastvq.models.commands import common, heatmap_render, heatmap_vqgan
 from fastvq.models.commands.options import Render
 from fastvq.models.commands.passes import decode_clips, reconstruct
 from fastvq.models.errors import UserError
@@ -28,6 +26,8 @@ def run(command: Render) -> int:
     if not 16 <= command.size <= 4096:
         raise UserError(f"--size must be from 16 to 4096 pixels, got {command.size}")
     console = common.make_console()
+    if command.checkpoint is not None and heatmap_vqgan.is_heatmap_model(command.checkpoint):
+        return heatmap_render.render(command, console)
     gif = command.out.suffix.lower() == ".gif"
     limit = 1 if gif else command.max_clips
     scenes = _motions(command, limit, console) if command.data is not None else _tokens(command, limit, console)
@@ -46,14 +46,14 @@ def _motions(command: Render, limit: int, console: Console) -> list[Scene]:
     assert command.data is not None
     if command.checkpoint is None:
         clips = common.read_clips(command.data, console, fps=None, mapping=command.mapping, scale=command.scale)
-        chosen = _chosen([clip.name for clip in clips], command.clip, limit, console)
+        chosen = common.choose_clips([clip.name for clip in clips], command.clip, limit, console)
         return [
             Scene(clips[index].name, clips[index].fps, [Track("", clips[index].joints)], clips[index].text)
             for index in chosen
         ]
     model = common.load_model(command.checkpoint, command.device)
     prepared = common.read_features(command.data, console, model.config, mapping=command.mapping, scale=command.scale)
-    chosen = _chosen([clip.name for clip in prepared], command.clip, limit, console)
+    chosen = common.choose_clips([clip.name for clip in prepared], command.clip, limit, console)
     return [
         Scene(
             name=one.clip.name,
@@ -71,29 +71,10 @@ def _tokens(command: Render, limit: int, console: Console) -> list[Scene]:
     assert command.checkpoint is not None
     model = common.load_model(command.checkpoint, command.device)
     clips = read_tokens(command.tokens, model)
-    clips = [clips[index] for index in _chosen([clip.name for clip in clips], command.clip, limit, console)]
+    clips = [
+        clips[index] for index in common.choose_clips([clip.name for clip in clips], command.clip, limit, console)
+    ]
     return [
         Scene(clip.name, model.config.fps, [Track("", model.config.features.to_smpl(features))])
         for clip, features in zip(clips, decode_clips(model, clips), strict=True)
     ]
-
-
-def _chosen(names: Sequence[str], wanted: Sequence[str], limit: int, console: Console) -> list[int]:
-    """Indices of the clips to show.
-
-    Raises:
-        UserError: a wanted one is not there, or more are wanted than can be shown.
-    """
-    if not wanted:
-        if len(names) > limit:
-            common.print_notes([f"showing {limit} of {len(names)} clips; choose others with --clip"], console)
-        return list(range(min(limit, len(names))))
-    for name in wanted:
-        if name not in names:
-            some = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
-            raise UserError(f"there is no clip {name!r}; there are {some}")
-    if len(wanted) > limit:
-        raise UserError(
-            f"--clip names {len(wanted)} clips, and {limit} can be shown: name fewer, or raise --max-clips"
-        )
-    return [names.index(name) for name in wanted]

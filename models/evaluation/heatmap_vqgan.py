@@ -87,11 +87,11 @@ def evaluate_heatmaps(
         loss += float(result.loss) * len(joints)
         shown = decoded.clamp(0, 1)
         others = form.render(windows[(rows + len(windows) // 2) % len(windows)])
-        found = _find(form, shown, truth)
+        found = form.find_drawn(shown, truth)
         found_share.append(found.isfinite().all(dim=-1).float().flatten())
         errors["keypoint_px"].append(joint_distances(found, truth).flatten())
-        errors["keypoint_px_original"].append(joint_distances(_find(form, heatmaps, truth), truth).flatten())
-        errors["keypoint_px_other"].append(joint_distances(_find(form, others, truth), truth).flatten())
+        errors["keypoint_px_original"].append(joint_distances(form.find_drawn(heatmaps, truth), truth).flatten())
+        errors["keypoint_px_other"].append(joint_distances(form.find_drawn(others, truth), truth).flatten())
         if progress is not None:
             progress(int(rows[-1]) + 1, len(windows))
     medians: dict[str, float | None] = {name: float(torch.cat(values).median()) for name, values in errors.items()}
@@ -109,12 +109,3 @@ def evaluate_heatmaps(
         "tokens": int(usage.counts.sum()),
         "seconds": seconds,
     }
-
-
-def _find(form: HeatmapFormat, heatmaps: Tensor, truth: Tensor) -> Tensor:
-    """Joints near where they should be; NaN in frames that show nothing, which a reconstruction may have."""
-    drawn = heatmaps.amax(dim=(-2, -1)) > 0
-    found = torch.full_like(truth, float("nan"))
-    if bool(drawn.any()):
-        found[drawn] = form.find(heatmaps[drawn], truth[drawn])
-    return found

@@ -14,7 +14,7 @@ from fastvq.models.errors import UserError
 from fastvq.models.heatmaps import render
 from fastvq.models.heatmaps.keypoints import RADIUS, find_joints
 from fastvq.models.heatmaps.limbs import SMPL_LIMBS, Limb, check_limbs
-from fastvq.models.heatmaps.placement import Camera, fit, volume_axes
+from fastvq.models.heatmaps.placement import Camera, fit, fitting, volume_axes
 from fastvq.models.tokenizers.config import check_integer, check_number
 
 Projection = Literal["volume", "analytic", "plane"]
@@ -88,6 +88,37 @@ class HeatmapFormat:
             return placed
         return torch.stack([placed[..., list(view[:2])] for view in render.VIEWS], dim=1)
 
+    def placement(self, joints: Tensor | np.ndarray) -> Tensor:
+        """How each clip is fitted into each channel's picture.
+
+        Args:
+            joints: (T, J, 3) or (B, T, J, 3) metres, Y up.
+
+        Returns:
+            (B, C, 3) float64: the metres to the right and downwards, as that channel sees them, of the picture's
+            middle, and the pixels that a metre takes. Views of a volume share their axes; a camera of "plane" counts
+            from the middle of the clip.
+
+        Raises:
+            UserError: as :meth:`place`.
+        """
+        clips = self._checked(joints).double()
+        if self.projection != "plane":
+            middle, scale = (x.flatten(1) for x in fitting(volume_axes(clips), self.size, share=self.share))
+            return torch.stack([torch.cat([middle[:, list(view[:2])], scale], dim=1) for view in render.VIEWS], dim=1)
+        seen = (fitting(camera.see(clips), self.size, share=self.share) for camera in self.cameras)
+        return torch.stack([torch.cat([middle, scale], dim=-1).flatten(1) for middle, scale in seen], dim=1)
+
+    def metres(self, pixels: Tensor, placed: Tensor) -> Tensor:
+        """Where places in pictures are, in metres to the right and downwards as each channel sees them.
+
+        Args:
+            pixels: (B, C, T, J, 2), such as :meth:`views` and :meth:`find` give.
+            placed: (B, C, 3), as :meth:`placement` gives it.
+        """
+        middle, scale = placed[:, :, None, None, :2], placed[:, :, None, None, 2:]
+        return (pixels - (self.size - 1) / 2) / scale + middle
+
     def render(self, joints: Tensor | np.ndarray, scores: Tensor | None = None) -> Tensor:
         """Heatmaps of clips, as the model takes them.
 
@@ -133,6 +164,14 @@ class HeatmapFormat:
             UserError: as :func:`fastvq.models.heatmaps.keypoints.find_joints`.
         """
         return find_joints(heatmaps, near, self.limbs, radius=radius)
+
+    def find_drawn(self, heatmaps: Tensor, near: Tensor, *, radius: float = RADIUS) -> Tensor:
+        """As :meth:`find`, with NaN for the joints of pictures that show nothing, which decoded heatmaps may have."""
+        drawn = heatmaps.amax(dim=(-2, -1)) > 0
+        found = torch.full_like(near, float("nan"))
+        if bool(drawn.any()):
+            found[drawn] = self.find(heatmaps[drawn], near[drawn], radius=radius)
+        return found
 
     def _checked(self, joints: Tensor | np.ndarray) -> Tensor:
         if not isinstance(joints, (Tensor, np.ndarray)):

@@ -88,9 +88,16 @@ def fit(points: Tensor, size: int, *, share: float = 0.9) -> Tensor:
     Raises:
         UserError: a clip whose joints all lie in one point.
     """
+    middle, scale = fitting(points, size, share=share)
+    return (points - middle) * scale + (size - 1) / 2
+
+
+def fitting(points: Tensor, size: int, *, share: float = 0.9) -> tuple[Tensor, Tensor]:
+    """What :func:`fit` does to each clip: the middle (..., 1, 1, D) that it moves to the centre, and the pixels
+    (..., 1, 1, 1) that it makes of a unit."""
     check_number("share", share, 0, 1, above=True)
     low, high = points.amin(dim=(-3, -2), keepdim=True), points.amax(dim=(-3, -2), keepdim=True)
     extent = (high - low).amax(dim=-1, keepdim=True)
     if not bool((extent > 0).all()):
         raise UserError("joints must not all lie in one point, got a clip without extent: give bodies with limbs")
-    return (points - (low + high) / 2) * (share * size / extent) + (size - 1) / 2
+    return (low + high) / 2, share * size / extent

@@ -248,22 +248,27 @@ class HeatmapVQGAN(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, config: HeatmapVQGANConfig | None = None, key_map: pretrained.KeyMap | None = None
+        cls,
+        name_or_path: str | Path,
+        *,
+        config: HeatmapVQGANConfig | None = None,
+        key_map: pretrained.KeyMap | None = None,
+        **hub: Any,
     ) -> Self:
-        """Loads a folder with ``config.json`` and ``model.safetensors``, and sets the model to evaluation.
+        """Loads a folder, or a repository of the Hugging Face Hub, and sets the model to evaluation.
 
         Args:
-            folder: what :meth:`save_pretrained` or training wrote.
+            name_or_path: a folder with ``config.json`` and ``model.safetensors``, such as :meth:`save_pretrained` or
+                training wrote, or a hub name.
             config: replaces the folder's ``config.json``.
             key_map: from the file's names to ours, as for
                 :meth:`fastvq.models.tokenizers.tokenizer.MotionTokenizer.from_pretrained`.
+            hub: of the hub's client, as for :func:`fastvq.models.tokenizers.pretrained.locate`.
 
         Raises:
             UserError: a file or tensor that is missing, damaged, or does not fit, naming it.
         """
-        path = Path(folder)
-        if not path.is_dir():
-            raise UserError(f"there is no folder {path}: give the one that save_pretrained wrote")
+        path = pretrained.locate(name_or_path, files=(pretrained.CONFIG,), **hub)
         if config is None:
             config = HeatmapVQGANConfig.from_dict(pretrained.read_config(path), str(path / pretrained.CONFIG))
         state, source = pretrained.read_weights(path)

@@ -1,6 +1,7 @@
 """Finding and reading folders of weights, local or on the Hugging Face Hub.
 
-A folder holds ``config.json``, ``model.safetensors`` or ``pytorch_model.bin``, ``mean.npy`` and ``std.npy``.
+A folder holds ``config.json``, ``model.safetensors`` or ``pytorch_model.bin``, and of tokenizers of motions
+``mean.npy`` and ``std.npy``.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,15 @@ SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 KeyMap = Mapping[str, str] | Callable[[str], "str | None"]
 
 
-def locate(name_or_path: str | Path, **hub: Any) -> Path:
+def locate(
+    name_or_path: str | Path, *, files: Sequence[str] = (CONFIG, MEAN, STD), weights: bool = True, **hub: Any
+) -> Path:
     """The folder itself, or the local copy of a hub repository of that name.
 
     Args:
         name_or_path: a folder, or "owner/name" on the hub.
+        files: what to bring from the hub.
+        weights: whether to bring the weights too.
         hub: ``revision``, ``cache_dir``, ``token``, ``local_files_only`` and ``force_download`` of
             ``huggingface_hub.hf_hub_download``.
 
@@ -54,19 +59,25 @@ def locate(name_or_path: str | Path, **hub: Any) -> Path:
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name_or_path)):
         raise UserError(f"there is no folder {name_or_path}; give a checkpoint folder, or a hub name as owner/name")
     try:
-        files = [hf_hub_download(str(name_or_path), name, **hub) for name in (CONFIG, MEAN, STD)]
-        try:
-            hf_hub_download(str(name_or_path), SAFETENSORS, **hub)
-        except LocalEntryNotFoundError:
-            raise
-        except EntryNotFoundError:
-            hf_hub_download(str(name_or_path), PICKLE, **hub)
+        found = [hf_hub_download(str(name_or_path), name, **hub) for name in files]
+        if weights:
+            _bring_weights(str(name_or_path), **hub)
     except Exception as error:  # the hub's client raises its own, its HTTP library's and the system's
-        raise UserError(f"there is no folder {name_or_path}, and {_hub_refusal(error)}") from error
-    return Path(files[0]).parent
+        wanted = [*files, f"{SAFETENSORS} or {PICKLE}"] if weights else files
+        raise UserError(f"there is no folder {name_or_path}, and {_hub_refusal(error, wanted)}") from error
+    return Path(found[0]).parent
 
 
-def _hub_refusal(error: Exception) -> str:
+def _bring_weights(name: str, **hub: Any) -> None:
+    try:
+        hf_hub_download(name, SAFETENSORS, **hub)
+    except LocalEntryNotFoundError:
+        raise
+    except EntryNotFoundError:
+        hf_hub_download(name, PICKLE, **hub)
+
+
+def _hub_refusal(error: Exception, wanted: Sequence[str]) -> str:
     if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)):
         return (
             "the Hugging Face Hub could not be reached (no network, or HF_HUB_OFFLINE is set): "
@@ -75,8 +86,8 @@ def _hub_refusal(error: Exception) -> str:
     if isinstance(error, RepositoryNotFoundError):
         return "the Hugging Face Hub has no repository of that name that you may read: check the name and the token"
     if isinstance(error, EntryNotFoundError):
-        wanted = f"{CONFIG}, {MEAN}, {STD} and {SAFETENSORS} or {PICKLE}"
-        return f"the repository of that name lacks a file (needed are {wanted}): give another one"
+        needed = " and ".join([*([", ".join(wanted[:-1])] if wanted[:-1] else []), wanted[-1]])
+        return f"the repository of that name lacks a file (needed: {needed}): give another one"
     first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return f"the Hugging Face Hub failed ({first_line}): try again, or download the repository and give its folder"
 

@@ -6,6 +6,8 @@ stage after stage in place of groups, each in the bits of its own K; pose codes 
 Its metadata, JSON where not plain text: format, model_sha256, kind, K (one for each stage), groups, stages,
 downsample, fps, and clips, a list of {name, frames, offset}. ``offset`` counts latents before the clip; it has
 ceil(frames / downsample) of them.
+
+Files of heatmaps' tokens have a format of their own (:mod:`fastvq.models.tokenizers.volume_token_file`).
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,9 +29,12 @@ from fastvq.models.errors import UserError
 from fastvq.models.files import check_readable, parse_json, replacing
 from fastvq.models.tokenizers import checks
 from fastvq.models.tokenizers.config import TokenizerConfig
+from fastvq.models.tokenizers.heatmap_vqgan import HeatmapVQGAN
 from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 
 FORMAT = "fastvq-tokens/1"
+# The same with volumes of codes in place of rows; models/tokenizers/volume_token_file.py says how.
+VOLUME_FORMAT = "fastvq-tokens/2"
 PLAIN = ("format", "model_sha256", "kind")
 
 
@@ -47,7 +52,7 @@ class ClipTokens(NamedTuple):
     tokens: Tensor
 
 
-def model_sha256(model: MotionTokenizer) -> str:
+def model_sha256(model: MotionTokenizer | HeatmapVQGAN) -> str:
     """A SHA-256 of all that decides a model's tokens: its settings, then its tensors in the order of their names.
 
     For every tensor its name, dtype, shape and bytes (row-major, little-endian) are hashed.
@@ -74,12 +79,10 @@ def write_tokens(path: Path, model: MotionTokenizer, clips: Iterable[tuple[str, 
             that cannot be written.
     """
     config = model.config
-    rows, manifest, names, offset = [], [], set(), 0
+    rows, manifest, offset = [], [], 0
+    names: set[str] = set()
     for name, frames, tokens in clips:
-        if not _writable(name):
-            raise UserError(f"the clip name {name!r} cannot be written: a name is text without a zero byte")
-        if name in names:
-            raise UserError(f"two clips are called {name!r}: names in a token file must differ")
+        check_name(name, names)
         names.add(name)
         checked = checks.tokens(tokens, config.sizes).cpu()
         latents = -(-frames // config.downsample)
@@ -106,13 +109,21 @@ def write_tokens(path: Path, model: MotionTokenizer, clips: Iterable[tuple[str, 
         storage.write_tensors(partial, {"codes": codes}, metadata)
 
 
+def check_name(name: str, taken: set[str]) -> None:
+    """Raises a UserError unless a clip of that name can be written beside others."""
+    if not _writable(name):
+        raise UserError(f"the clip name {name!r} cannot be written: a name is text without a zero byte")
+    if name in taken:
+        raise UserError(f"two clips are called {name!r}: names in a token file must differ")
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The metadata of a token file, parsed; needs no model.
+    """The metadata of a token file of either format, parsed; needs no model.
 
     Raises:
         UserError: no such file, no token file, a damaged one, or a format that this version does not read.
     """
-    return _read(Path(path))[0]
+    return read_codes(Path(path))[0]
 
 
 def read_tokens(path: Path, model: MotionTokenizer) -> list[ClipTokens]:
@@ -125,19 +136,9 @@ def read_tokens(path: Path, model: MotionTokenizer) -> list[ClipTokens]:
     Raises:
         UserError: as :func:`read_manifest`, or another model wrote the file.
     """
-    manifest, codes = _read(Path(path))
+    manifest, codes = read_codes(Path(path))
     config = model.config
-    if manifest["model_sha256"] != model_sha256(model):
-        several = "stages" if manifest["stages"] > 1 else "groups"
-        least, most = min(manifest["K"]), max(manifest["K"])
-        size = str(most) if least == most else f"{least} to {most}"
-        raise UserError(
-            f"{path} was written by another model (a {manifest['kind']} with {manifest[several]} {several} of "
-            f"{size} codes, sha256 {manifest['model_sha256'][:12]}): decode it with that one"
-        )
-    for name, size in _sizes(config).items():
-        if manifest[name] != size:
-            raise UserError(f"{path} is damaged: its manifest has {name} = {manifest[name]}, and its model {size}")
+    check_model(path, manifest, model, {"format": FORMAT, **_sizes(config)})
     latents = [-(-clip["frames"] // config.downsample) for clip in manifest["clips"]]
     try:
         rows = unpack_codes(codes, config.sizes, (sum(latents), config.streams))
@@ -147,6 +148,26 @@ def read_tokens(path: Path, model: MotionTokenizer) -> list[ClipTokens]:
         ClipTokens(clip["name"], clip["frames"], rows[clip["offset"] : clip["offset"] + count].t().contiguous())
         for clip, count in zip(manifest["clips"], latents, strict=True)
     ]
+
+
+def check_model(
+    path: Path, manifest: Mapping[str, Any], model: MotionTokenizer | HeatmapVQGAN, sizes: Mapping[str, Any]
+) -> None:
+    """Raises a UserError unless a model wrote the file of that manifest, whose sizes are therefore the model's."""
+    if manifest["model_sha256"] != model_sha256(model):
+        several = "stages" if manifest["stages"] > 1 else "groups"
+        least, most = min(manifest["K"]), max(manifest["K"])
+        size = str(most) if least == most else f"{least} to {most}"
+        what = f"{manifest[several]} {several} of {size} codes"
+        if manifest["format"] == VOLUME_FORMAT:
+            what = f"windows of {manifest['window']} frames and {size} codes"
+        raise UserError(
+            f"{path} was written by another model (a {manifest['kind']} with {what}, sha256 "
+            f"{manifest['model_sha256'][:12]}): decode it with that one"
+        )
+    for name, wanted in sizes.items():
+        if manifest[name] != wanted:
+            raise UserError(f"{path} is damaged: its manifest has {name} = {manifest[name]}, and its model {wanted}")
 
 
 def _sizes(config: TokenizerConfig) -> dict[str, Any]:
@@ -160,7 +181,12 @@ def _sizes(config: TokenizerConfig) -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> tuple[dict[str, Any], Tensor]:
+def read_codes(path: Path) -> tuple[dict[str, Any], Tensor]:
+    """The parsed metadata of a token file of either format, and its packed codes.
+
+    Raises:
+        UserError: as :func:`read_manifest`.
+    """
     if not path.is_file():
         raise UserError(f"there is no token file {path}")
     check_readable(path)
@@ -168,9 +194,10 @@ def _read(path: Path) -> tuple[dict[str, Any], Tensor]:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
             written_as = metadata.get("format")
-            if written_as != FORMAT:
+            if written_as not in (FORMAT, VOLUME_FORMAT):
                 raise UserError(
-                    f"{path} has the format {written_as!r}, and this version of fastvq reads {FORMAT!r}: "
+                    f"{path} has the format {written_as!r}, and this version of fastvq reads {FORMAT!r} and "
+                    f"{VOLUME_FORMAT!r}: "
                     "give a file that fastvq encode wrote, or use the version of fastvq that wrote this one"
                 )
             codes = file.get_tensor("codes")
@@ -195,6 +222,10 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
         "fps": lambda value: isinstance(value, (int, float)) and 0 < value < math.inf,
         "clips": lambda value: isinstance(value, list) and all(map(_is_clip, value)),
     }
+    volumes = manifest["format"] == VOLUME_FORMAT
+    if volumes:
+        entries["grid"] = lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_count, value))
+        entries["window"] = lambda value: _is_count(value) and value % manifest["downsample"] == 0
     for name, valid in entries.items():
         if name not in manifest or not valid(manifest[name]):
             raise ValueError(f"the manifest has no valid {name}")
@@ -203,7 +234,14 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
         if clip["offset"] != offset or clip["name"] in names:
             raise ValueError(f"the manifest's entry of clip {clip['name']!r} does not follow the one before it")
         names.add(clip["name"])
-        offset += -(-clip["frames"] // manifest["downsample"])
+        offset += latents_of(clip["frames"], manifest)
+
+
+def latents_of(frames: int, manifest: Mapping[str, Any]) -> int:
+    """Latents of a clip: of whole windows in files of volumes, else of as many frames as there are."""
+    if manifest["format"] == VOLUME_FORMAT:
+        return int(-(-frames // manifest["window"]) * (manifest["window"] // manifest["downsample"]))
+    return int(-(-frames // manifest["downsample"]))
 
 
 def _is_text(value: Any) -> bool:

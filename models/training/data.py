@@ -76,18 +76,30 @@ def prepare_clips(
                     text=clip.text,
                 )
             )
-    taken = Counter(clip.name for clip in prepared)
-    for index, part in enumerate(prepared):
-        if taken[part.name] > 1:  # a part beside a clip that is really called so
-            name = next(name for number in count(2) if (name := f"{part.name}__{number}") not in taken)
-            taken[part.name] -= 1
-            taken[name] += 1
-            prepared[index] = replace(part, name=name)
+    names = distinct_names([clip.name for clip in prepared])
+    prepared = [replace(clip, name=name) for clip, name in zip(prepared, names, strict=True)]
     if notes is not None and cut:
         notes.append(f"{cut} of {len(clips)} clips were cut at {faults} jumps that no body makes")
     if notes is not None and short:
         notes.append(f"{short} clips or parts of clips have fewer than {MIN_FRAMES} frames and were left out")
     return prepared
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """Names of clips; what occurs twice, such as that of a part beside a clip that is really called so, is numbered.
+
+    >>> distinct_names(["walk_part1", "run", "walk_part1"])
+    ['walk_part1__2', 'run', 'walk_part1']
+    """
+    taken, found = Counter(names), []
+    for given in names:
+        name = given
+        if taken[given] > 1:
+            name = next(other for number in count(2) if (other := f"{given}__{number}") not in taken)
+            taken[given] -= 1
+            taken[name] += 1
+        found.append(name)
+    return found
 
 
 def feature_statistics(clips: Sequence[FeatureClip]) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from fastvq.models.errors import UserError
 from fastvq.models.heatmaps.limbs import SCORE_MEAN, SCORE_STD
 from fastvq.models.motion.clip import Clip
 from fastvq.models.motion.transform import resample_clip, smooth_runs
+from fastvq.models.training.data import distinct_names
 
 
 class JointWindows(NamedTuple):
@@ -24,27 +25,37 @@ class JointWindows(NamedTuple):
     scores: Tensor | None
 
 
-def prepare_joints(clips: Sequence[Clip], *, fps: float, least: int) -> list[Clip]:
+def prepare_joints(clips: Sequence[Clip], *, fps: float, least: int, notes: list[str] | None = None) -> list[Clip]:
     """Clips at one frame rate, cut wherever a body could not have moved so fast.
 
     Args:
         clips: at any frame rate.
         fps: of the result.
         least: frames; shorter clips and parts are left out.
+        notes: gets a sentence on what was cut and left out, if anything was.
 
     Returns:
         Clips with joints only; a part of one that was cut is called ``name_part1`` and so on.
     """
-    prepared = []
+    prepared, cut, faults, short = [], 0, 0, 0
     for original in clips:
         clip = resample_clip(original, fps)
-        ranges = smooth_runs(clip.joints, fps).ranges
+        runs = smooth_runs(clip.joints, fps)
+        ranges = runs.ranges
+        cut += runs.faults > 0
+        faults += runs.faults
+        short += sum(stop - start < least for start, stop in ranges)
         for number, (start, stop) in enumerate(ranges, start=1):
             if stop - start >= least:
                 name = clip.name if len(ranges) == 1 else f"{clip.name}_part{number}"
                 joints = np.ascontiguousarray(clip.joints[start:stop], dtype=np.float32)
                 prepared.append(replace(clip, name=name, joints=joints, rotations=None, features=None))
-    return prepared
+    if notes is not None and cut:
+        notes.append(f"{cut} of {len(clips)} clips were cut at {faults} jumps that no body makes")
+    if notes is not None and short:
+        notes.append(f"{short} clips or parts of clips have fewer than {least} frames and were left out")
+    names = distinct_names([clip.name for clip in prepared])
+    return [replace(clip, name=name) for clip, name in zip(prepared, names, strict=True)]
 
 
 def fingerprint_joints(clips: Sequence[Clip]) -> str:

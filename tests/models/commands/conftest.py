@@ -14,6 +14,12 @@ TINY = (
     *("--steps", "3", "--width", "16", "--output-dim", "16", "--groups", "4", "--codes", "8", "--depth", "1"),
     *("--batch-size", "4", "--window", "32", "--warmup", "0", "--log-every", "1"),
 )
+TINY_HEATMAPS = (
+    *("--frames", "8", "--size", "16", "--channels", "4", "8", "--down-stages", "2", "--latent-channels", "4"),
+    *("--code-dim", "4", "--codes", "8", "--norm-groups", "2", "--steps", "3", "--batch-size", "2"),
+    *("--discriminator-width", "4", "--discriminator-layers", "2", "--loss.start", "1", "--log-every", "1"),
+    *("--stretch", "8", "40", "--no-random-scores"),
+)
 
 
 class Outcome(NamedTuple):
@@ -70,3 +76,11 @@ def tokens(run_folder: Path, motions: Path, tmp_path_factory: pytest.TempPathFac
     path = tmp_path_factory.mktemp("tokens") / "all.safetensors"
     assert main(["encode", "--checkpoint", str(run_folder), "--data", str(motions), "--out", str(path)]) == 0
     return path
+
+
+@pytest.fixture(scope="session")
+def heatmap_run(motions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the heatmap VQ-GAN; tests leave it as it is."""
+    out = tmp_path_factory.mktemp("heatmaps") / "run"
+    assert main(["train", "heatmap-vqgan", "--data", str(motions), "--out", str(out), *TINY_HEATMAPS]) == 0
+    return out

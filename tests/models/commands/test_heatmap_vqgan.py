@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from fastvq.models.cli import main
 from fastvq.models.tokenizers.heatmap_vqgan import HeatmapVQGAN
 from fastvq.models.training.heatmap_vqgan import HeatmapTrainConfig, settings_of
 
@@ -22,12 +21,9 @@ TINY = (
 SCORES = {"ssim", "psnr", "l1", "t_std", "keypoint_px", "keypoint_px_other", "perplexity", "utilisation"}
 
 
-@pytest.fixture(scope="module")
-def run(motions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run; tests leave it as it is."""
-    out = tmp_path_factory.mktemp("heatmaps") / "run"
-    assert main(["train", "heatmap-vqgan", "--data", str(motions), "--out", str(out), *TINY]) == 0
-    return out
+@pytest.fixture
+def run(heatmap_run: Path) -> Path:
+    return heatmap_run
 
 
 def test_training_writes_a_run_folder_with_its_evaluation(run: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastvq.models.commands.decode import file_names
+from fastvq.models.commands.common import file_names
 from fastvq.models.motion.features263 import joints_to_features
 from fastvq.models.motion.features272 import features_to_joints
 from fastvq.models.motion.load import load_clips

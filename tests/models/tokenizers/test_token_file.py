@@ -104,8 +104,8 @@ def test_the_hash_covers_settings_weights_codes_and_statistics(tiny_model, tiny_
 
 
 def test_unknown_formats_are_refused(path, tiny_model, tmp_path):
-    rewrite(path, format="fastvq-tokens/2")
-    with pytest.raises(UserError, match="has the format 'fastvq-tokens/2', and this version of fastvq reads"):
+    rewrite(path, format="fastvq-tokens/3")
+    with pytest.raises(UserError, match="has the format 'fastvq-tokens/3', and this version of fastvq reads"):
         read_manifest(path)
     save_file({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")
     with pytest.raises(UserError, match="has the format None"):
