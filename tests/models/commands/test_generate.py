@@ -1,6 +1,7 @@
-"""``fastvq generate`` through the command line, with generators that have learnt nothing."""
+"""``fastvq generate`` and ``fastvq evaluate`` of generators that have learnt nothing, through the command line."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
+from fastvq.models.evaluation.evaluator import EvaluatorConfig, MotionTextEvaluator
 from fastvq.models.generators.base_transformer import BaseTransformer, BaseTransformerConfig
 from fastvq.models.generators.double_tier_gpt import DoubleTierGPT, DoubleTierGPTConfig
 from fastvq.models.generators.motions import TextToMotion
 from fastvq.models.generators.refine_transformer import RefineTransformer, RefineTransformerConfig
 from fastvq.models.generators.text import open_text_encoder
 from fastvq.models.motion.bvh import read_bvh
+from fastvq.models.motion.clip import Clip
+from fastvq.models.motion.joint_arrays import write_joint_arrays
 from fastvq.models.motion.procedural import generate_clips
 from fastvq.models.tokenizers.pgr2m import PGR2MTokenizer
 from fastvq.models.tokenizers.residual_vqvae import ResidualVQVAE
@@ -223,3 +227,87 @@ def test_durations_are_whole_tokens(gpt: Path) -> None:
     assert [len(motion.joints) for motion in motions] == [16] * 3
     assert all(motion.base is None for motion in motions)
     assert dataclasses.asdict(model.usual_sampling)["guidance"] == 4.0
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty captioned clips, whose test split has captions that training never shows."""
+    folder = tmp_path_factory.mktemp("held_out")
+    write_joint_arrays(folder / "clips.npz", generate_clips(60, seed=2, fps=20.0, held_out="captions"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    small = {"movement_hidden": 12, "movement_dim": 10, "motion_hidden": 8, "text_hidden": 6, "embedding_dim": 7}
+    model = MotionTextEvaluator(
+        EvaluatorConfig(**small, word_dim=5),
+        mean=np.zeros(263),
+        std=np.ones(263),
+        label="fastvq evaluator, untrained",
+    )
+    folder = tmp_path_factory.mktemp("evaluator") / "mine"
+    model.save(folder, {})
+    return folder
+
+
+def test_a_generator_is_measured_by_captions_and_by_the_protocol(
+    fastvq: Callable[..., Any], gpt: Path, held_out: Path, evaluator: Path, tmp_path: Path
+) -> None:
+    scores = tmp_path / "scores.json"
+    outcome = fastvq(
+        *("evaluate", "--checkpoint", gpt, "--data", held_out, "--attributes", "--evaluator", evaluator),
+        *("--repeats", 2, "--multimodality", 0, "--split", "all", "--json", scores),
+    )
+    assert outcome.code == 0, outcome.err
+    values = json.loads(scores.read_text())
+    assert (values["format"], values["kind"], values["split"]) == ("fastvq-generation/1", "hifigpt", "all")
+    assert values["attributes"]["real"]["action"] == 1.0
+    assert values["attributes"]["whole"]["count"] == 60
+    assert values["evaluator"] == "fastvq evaluator, untrained"
+    assert values["used"]["batches"] == 1
+    for source in ("generated", "reconstructed", "real"):
+        assert {"top1", "top2", "top3", "mm_dist", "fid", "diversity"} == set(values[source])
+    assert set(values["shuffled"]) == {"top1", "top2", "top3", "mm_dist"}
+    assert [row["batch"] for row in values["speed"]] == [1, 32]
+    text = " ".join(outcome.out.replace("│", " ").split())
+    assert "by the fastvq evaluator, untrained" in text
+    assert "never with a paper's" in text
+    assert "2 repeats, in the published protocol 20" in text
+    assert "times as fast as they are played" in text
+
+
+def test_captions_of_training_are_told_from_those_that_it_never_had(
+    fastvq: Callable[..., Any], gpt: Path, held_out: Path, tmp_path: Path
+) -> None:
+    clips = generate_clips(60, seed=2, fps=20.0, held_out="captions")
+    test = {clip.text for clip in clips if clip.split == "test"}
+    known = next(clip for clip in clips if clip.split == "train" and clip.name.endswith("_wave"))
+    told_again = Clip(name="again", fps=20.0, joints=known.joints, text=known.text, split="test")
+    write_joint_arrays(tmp_path / "data" / "clips.npz", [*clips, told_again])
+    scores = tmp_path / "scores.json"
+    given = ("evaluate", "--checkpoint", gpt, "--attributes", "--guidance", 1, "--data")
+    assert fastvq(*given, tmp_path / "data", "--json", scores).code == 0
+    values = json.loads(scores.read_text())["attributes"]
+    assert values["seen"]["count"] == 1
+    assert values["unseen"]["captions"] == len(test)
+    assert values["whole"]["count"] == values["seen"]["count"] + values["unseen"]["count"]
+    assert fastvq(*given, held_out, "--json", scores, "--overwrite").code == 0
+    assert json.loads(scores.read_text())["attributes"]["seen"] == {"count": 0, "captions": 0}
+
+
+def test_measurements_that_cannot_be_are_refused(
+    fastvq: Callable[..., Any], gpt: Path, held_out: Path, tmp_path: Path
+) -> None:
+    given = ("evaluate", "--data", held_out, "--checkpoint")
+    outcome = fastvq(*given, gpt)
+    assert (outcome.code, "with --evaluator, --attributes or both: give one" in outcome.err) == (2, True)
+    outcome = fastvq(*given, gpt, "--attributes", "--repeats", 0)
+    assert (outcome.code, "repeats must be an integer of at least 1" in outcome.err) == (2, True)
+    outcome = fastvq(*given, gpt / "tokenizer", "--attributes")
+    assert (outcome.code, "is no generator" in outcome.err) == (2, True)
+    silent = [dataclasses.replace(clip, text="dances") for clip in generate_clips(4, seed=0, fps=20.0)]
+    write_joint_arrays(tmp_path / "data" / "clips.npz", silent)
+    outcome = fastvq("evaluate", "--checkpoint", gpt, "--attributes", "--split", "all", "--data", tmp_path / "data")
+    assert (outcome.code, "none of the 4 clips has one: leave it out" in outcome.err) == (2, True)
