@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from rich.console import Console
@@ -18,8 +20,9 @@ from fastvq.models.motion.clip import Clip
 from fastvq.models.motion.feature_formats import FEATURES272, FeatureFormat
 from fastvq.models.motion.load import load_clips
 from fastvq.models.motion.mapping import MappingReport
+from fastvq.models.motion.procedural import generate_clips
 from fastvq.models.storage import write_text
-from fastvq.models.tokenizers.config import TokenizerConfig
+from fastvq.models.tokenizers.config import TokenizerConfig, check_integer
 from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 from fastvq.models.training.data import FeatureClip, prepare_clips
 from fastvq.models.training.run_folder import RunFolder
@@ -37,7 +40,7 @@ RUN_FILES = (
     "tokens.safetensors",
     "report.html",
 )
-RUN_FOLDERS = ("checkpoints", "tensorboard")
+RUN_FOLDERS = ("checkpoints", "tensorboard", "tokenizer")
 _NOTES_SHOWN = 6
 # Bytes of a name of a file, of which file systems take 255, endings and those of partial files included.
 LONGEST_NAME = 180
@@ -161,6 +164,57 @@ def read_features(
     """
     clips = read_clips(path, console, fps=model.fps, split=split, mapping=mapping, scale=scale)
     return prepare(clips, console, fps=model.fps, form=model.features)
+
+
+class TrainingData(Protocol):
+    """The options of a command that name what to train on.
+
+    Attributes:
+        data: a file or folder of motions; None for motions that are made up.
+        clips: how many of these.
+        mapping, scale: how files are to be read.
+    """
+
+    @property
+    def data(self) -> Path | None: ...
+    @property
+    def clips(self) -> int: ...
+    @property
+    def mapping(self) -> Path | None: ...
+    @property
+    def scale(self) -> float | None: ...
+
+
+def training_clips(command: TrainingData, console: Console, *, fps: float, seed: int) -> list[Clip]:
+    """The motions to train on, read or made up.
+
+    Raises:
+        UserError: nothing usable is there, or no number of clips.
+    """
+    if command.data is not None:
+        return read_clips(command.data, console, fps=fps, mapping=command.mapping, scale=command.scale)
+    check_integer("--clips", command.clips, 1)
+    console.print(f"No --data: {command.clips} motions are made up, with captions.")
+    return generate_clips(command.clips, seed=seed, fps=fps, held_out="captions")
+
+
+def training_features(
+    command: TrainingData, console: Console, model: TokenizerConfig, *, seed: int
+) -> list[FeatureClip]:
+    """The motions to train on as a model takes them.
+
+    Raises:
+        UserError: nothing usable is there, or no number of clips.
+    """
+    clips = training_clips(command, console, fps=model.fps, seed=seed)
+    return prepare(clips, console, fps=model.fps, form=model.features)
+
+
+def data_option(command: TrainingData) -> str:
+    """The options that name the data again, with a blank before them."""
+    if command.data is None:
+        return f" --clips {command.clips}"
+    return f" --data {shlex.quote(str(command.data))}"
 
 
 def prepare(

@@ -67,8 +67,10 @@ def train(command: Train, config: HeatmapTrainConfig, console: Console) -> int:
         common.make_room_for_run(command.out, overwrite=command.overwrite)
     result = train_heatmaps(config, clips, command.out, resume=command.resume, console=console)
     if result.interrupted:
-        data, folder = shlex.quote(str(command.data)), shlex.quote(str(command.out))
-        console.print(f"Go on with: fastvq train {config.model.kind} --data {data} --out {folder} --resume")
+        folder = shlex.quote(str(command.out))
+        console.print(
+            f"Go on with: fastvq train {config.model.kind}{common.data_option(command)} --out {folder} --resume"
+        )
         return 130
     long = [clip for clip in held_out if clip.frames >= config.model.frames]
     if long and not command.skip_report:
@@ -115,10 +117,13 @@ def read_clips(
     Raises:
         UserError: no clip has as many frames as are needed.
     """
-    assert source.data is not None
-    read = common.read_clips(
-        source.data, console, fps=config.fps, split=split, mapping=source.mapping, scale=source.scale
-    )
+    if isinstance(source, Train):
+        read = common.training_clips(source, console, fps=config.fps, seed=config.seed)
+    else:
+        assert source.data is not None
+        read = common.read_clips(
+            source.data, console, fps=config.fps, split=split, mapping=source.mapping, scale=source.scale
+        )
     notes: list[str] = []
     clips = prepare_joints(read, fps=config.fps, least=least, notes=notes)
     common.print_notes(notes, console)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 
-from fastvq.models.commands import common, heatmap_vqgan
+from fastvq.models.commands import common, heatmap_vqgan, train_generator
 from fastvq.models.commands.finish import finish_run
 from fastvq.models.commands.train_options import Train, settings
 from fastvq.models.errors import UserError
 from fastvq.models.training.config import TrainConfig
+from fastvq.models.training.generator import GeneratorTrainConfig
 from fastvq.models.training.heatmap_vqgan import HeatmapTrainConfig
 from fastvq.models.training.trainer import train
 
@@ -23,8 +24,10 @@ def run(command: Train) -> int:
         common.check_new_folder(command.out, overwrite=command.overwrite)
     if isinstance(config, HeatmapTrainConfig):
         return heatmap_vqgan.train(command, config, console)
+    if isinstance(config, GeneratorTrainConfig):
+        return train_generator.train(command, config, console)
     assert isinstance(config, TrainConfig)
-    clips = common.read_features(command.data, console, config.model, mapping=command.mapping, scale=command.scale)
+    clips = common.training_features(command, console, config.model, seed=config.seed)
     held_out = [clip for clip in clips if clip.split == "test"]
     console.print(f"{len(clips)} clips: {sum(clip.split == 'train' for clip in clips)} train, {len(held_out)} test")
     if not command.resume:
@@ -32,8 +35,9 @@ def run(command: Train) -> int:
     result = train(config, clips, command.out, resume=command.resume, console=console)
     folder = shlex.quote(str(command.out))
     if result.interrupted:
-        data = shlex.quote(str(command.data))
-        console.print(f"Go on with: fastvq train {config.model.kind} --data {data} --out {folder} --resume")
+        console.print(
+            f"Go on with: fastvq train {config.model.kind}{common.data_option(command)} --out {folder} --resume"
+        )
         return 130
     if held_out and not command.skip_report:
         finish_run(result, held_out, console)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,8 @@ import tyro
 
 from fastvq.models.commands.options import OptionalNumber, OptionalPath
 from fastvq.models.errors import UserError
+from fastvq.models.generators.generator import GeneratorConfig
+from fastvq.models.generators.kinds import GENERATORS
 from fastvq.models.kinds import KINDS
 from fastvq.models.tokenizers import pretrained
 from fastvq.models.tokenizers.heatmap_vqgan import HeatmapVQGANConfig
@@ -34,6 +37,10 @@ TRAINED = {
     HeatmapVQGANConfig.kind: Trained(
         HeatmapTrainConfig, HeatmapVQGANConfig, "the adversarial VQ-GAN on heatmaps of motions"
     ),
+    **{
+        name: Trained(kind.training, kind.generator.config_class, kind.description)
+        for name, kind in GENERATORS.items()
+    },
 }
 
 
@@ -44,7 +51,7 @@ def _kinds() -> str:
 
 @dataclass(frozen=True)
 class Train:
-    """Train a tokenizer on a folder of motions and write a run folder: model, checkpoints, metrics, report.
+    """Train a tokenizer on motions and write a run folder: model, checkpoints, metrics, report.
 
     Clips of the train split are learnt from, those of the test split measured at the end. Ctrl-C stops after the step
     in hand, with a checkpoint; the same command with --resume goes on from there, to the same weights as an
@@ -55,11 +62,13 @@ class Train:
     """
 
     kind: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="KIND", help=_kinds())]
-    data: Path
-    """Motions: a file or folder of BVH, ASF/AMC, joint arrays (.npz, .npy), or features of 272
-    columns, HumanML3D's 263 or KIT-ML's 251 (.npy)."""
     out: Path
     """The run folder to write."""
+    data: OptionalPath = None
+    """Motions: a file or folder of BVH, ASF/AMC, joint arrays (.npz, .npy), or features of 272
+    columns, HumanML3D's 263 or KIT-ML's 251 (.npy); if absent, they are made up, with captions."""
+    clips: int = 2000
+    """How many are made up; those of a ninth of all captions are kept for the test."""
     options: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
     resume: bool = False
     """Go on from the newest checkpoint in --out, with the settings stored there unless others are given."""
@@ -73,6 +82,20 @@ class Train:
     """Do without what follows training: measuring the test split, its tokens, and the report."""
 
 
+@dataclass(frozen=True)
+class TrainGenerator(Train):
+    """Train a generator, which writes a tokenizer's codes from a text, and write a run folder, the tokenizer in it.
+
+    Motions need descriptions: HumanML3D and KIT-ML folders with their texts, motions with a .txt of their name beside
+    them, or those that are made up without --data. Clips of the train split are learnt from. Ctrl-C stops after the
+    step in hand, with a checkpoint; the same command with --resume goes on from there, to the same weights as an
+    uninterrupted run.
+    """
+
+    tokenizer: OptionalPath = None
+    """The tokenizer's run folder; needed unless a run is resumed, which holds its own."""
+
+
 def command(arguments: Sequence[str]) -> type[Train]:
     """The command whose settings are those of the kind that the arguments name, of the first kind where they do not.
 
@@ -80,19 +103,9 @@ def command(arguments: Sequence[str]) -> type[Train]:
         UserError: a kind that there is not.
     """
     name = _kind(arguments)
-    # The settings by the names that they have on the command line.
-    kind: Any = TRAINED[name].model
+    base = TrainGenerator if name in GENERATORS else Train
     model = dataclasses.make_dataclass(
-        "ModelOptions",
-        [
-            (
-                "codebook_size",
-                Annotated[int, tyro.conf.arg(name="codes", help="Codes in each codebook.")],
-                kind.codebook_size,
-            )
-        ],
-        bases=(kind,),
-        frozen=True,
+        "ModelOptions", _model_fields(TRAINED[name].model), bases=(TRAINED[name].model,), frozen=True
     )
     options = dataclasses.make_dataclass(
         "TrainOptions",
@@ -103,10 +116,19 @@ def command(arguments: Sequence[str]) -> type[Train]:
     return dataclasses.make_dataclass(
         "Train",
         [("options", Annotated[options, tyro.conf.arg(name="")], field(default_factory=options))],
-        bases=(Train,),
+        bases=(base,),
         frozen=True,
-        namespace={"__doc__": Train.__doc__},
+        namespace={"__doc__": base.__doc__},
     )
+
+
+def _model_fields(kind: Any) -> list[tuple[str, Any, Any]]:
+    """Settings of a model whose names on the command line are others, or that have none there."""
+    if issubclass(kind, GeneratorConfig):
+        hints = typing.get_type_hints(kind)
+        return [(name, Annotated[hints[name], tyro.conf.Suppress], getattr(kind, name)) for name in kind.FITTED]
+    codes = Annotated[int, tyro.conf.arg(name="codes", help="Codes in each codebook.")]
+    return [("codebook_size", codes, kind.codebook_size)]
 
 
 def settings(options: RunConfig) -> RunConfig:
@@ -133,16 +155,17 @@ def stored(arguments: Sequence[str], kind: type[Train]) -> Train | None:
     values: dict[str, Any] = {
         entry: tuple(value) if isinstance(value, list) else value for entry, value in settings.items()
     }
-    blank: Any = kind(kind="", data=Path(), out=Path()).options
+    blank: Any = kind(kind="", out=Path()).options
     try:
         values["model"] = type(blank.model)(**values["model"])
-        values["loss"] = type(blank.loss)(**values["loss"])
+        if "loss" in values:
+            values["loss"] = type(blank.loss)(**values["loss"])
         options: RunConfig = type(blank)(**values)
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{out} was started by another version of fastvq ({error}): resume it with that one"
         ) from error
-    return kind(kind=tyro.MISSING, data=tyro.MISSING, out=tyro.MISSING, options=options)
+    return kind(kind=tyro.MISSING, out=tyro.MISSING, options=options)
 
 
 def _kind(arguments: Sequence[str]) -> str:

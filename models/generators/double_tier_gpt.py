@@ -66,6 +66,10 @@ class DoubleTierGPTConfig(GeneratorConfig):
         if len(set(self.sizes)) > 1:
             raise UserError(f"sizes must all be equal, got {self.sizes}")
 
+    @property
+    def reads_tokens(self) -> bool:
+        return self.text_tokens
+
     def check_fits(self, tokenizer: MotionTokenizer) -> None:
         config = tokenizer.config
         if config.stream != "stage" or config.parsed or config.token_shape[0] > 1:

@@ -84,6 +84,11 @@ class GeneratorConfig(SavedConfig, ABC):
             fps=tokenizer.config.fps,
         )
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the generator looks at a text's tokens, and not only at the one vector for all of it."""
+        return True
+
     @abstractmethod
     def check_fits(self, tokenizer: MotionTokenizer) -> None:
         """Raises a UserError unless a generator of this kind can drive tokenizers of that one."""

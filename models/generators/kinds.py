@@ -13,24 +13,34 @@ from fastvq.models.generators.refine_transformer import RefineTransformer
 from fastvq.models.kinds import load_tokenizer
 from fastvq.models.tokenizers import pretrained
 from fastvq.models.tokenizers.tokenizer import MotionTokenizer
-
-TOKENIZER = "tokenizer"  # the folder in a run folder that holds it
+from fastvq.models.training.generator import TOKENIZER, GeneratorTrainConfig
 
 
 @dataclass(frozen=True)
 class GeneratorKind:
-    """A kind of generator: its model, which names its settings (``config_class``), and a few words."""
+    """A kind of generator.
+
+    Attributes:
+        generator: the model, which names its settings (``config_class``).
+        training: the settings of its training; their defaults are its recipe.
+        description: a few words for the command line.
+    """
 
     generator: type[MotionGenerator]
+    training: type[GeneratorTrainConfig]
     description: str
 
 
 GENERATORS: dict[str, GeneratorKind] = {
     kind.generator.config_class.kind: kind
     for kind in (
-        GeneratorKind(DoubleTierGPT, "the text-to-motion GPT of T2M-HiFiGPT, over time and depth"),
-        GeneratorKind(BaseTransformer, "PGR2M's Base Transformer, which writes pose codes from texts"),
-        GeneratorKind(RefineTransformer, "PGR2M's Refine Transformer, which adds the residual codes"),
+        GeneratorKind(DoubleTierGPT, GeneratorTrainConfig, "the text-to-motion GPT of T2M-HiFiGPT, on an rvqvae"),
+        GeneratorKind(
+            BaseTransformer, GeneratorTrainConfig, "PGR2M's Base Transformer, which writes pose codes from texts"
+        ),
+        GeneratorKind(
+            RefineTransformer, GeneratorTrainConfig, "PGR2M's Refine Transformer, which adds the residual codes"
+        ),
     )
 }
 

@@ -59,11 +59,7 @@ class TextEncoder(ABC):
             UserError: no texts, one that is empty, or one that is longer than the encoder takes.
         """
         check_texts(texts)
-        found = [self.encode_one(text) for text in texts]
-        tokens = nn.utils.rnn.pad_sequence([one.tokens for one in found], batch_first=True)
-        lengths = torch.tensor([len(one.tokens) for one in found])
-        mask = torch.arange(tokens.shape[1]) < lengths[:, None]
-        return TextFeatures(tokens, mask, torch.stack([one.pooled for one in found]))
+        return stack([self.encode_one(text) for text in texts])
 
     @abstractmethod
     def encode_one(self, text: str) -> OneText:
@@ -72,6 +68,14 @@ class TextEncoder(ABC):
         Raises:
             UserError: it is longer than the encoder takes.
         """
+
+
+def stack(found: Sequence[OneText]) -> TextFeatures:
+    """Single texts as a batch, zeros where one has ended."""
+    tokens = nn.utils.rnn.pad_sequence([one.tokens for one in found], batch_first=True)
+    lengths = torch.tensor([len(one.tokens) for one in found])
+    mask = torch.arange(tokens.shape[1]) < lengths[:, None]
+    return TextFeatures(tokens, mask, torch.stack([one.pooled for one in found]))
 
 
 def check_texts(texts: Sequence[str]) -> None:

@@ -1,0 +1,224 @@
+"""Trains generators of all kinds: text in, a tokenizer's codes out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from fastvq.models.generators.double_tier_gpt import DoubleTierGPTConfig
+from fastvq.models.generators.generator import GeneratorConfig, GeneratorLosses, MotionGenerator
+from fastvq.models.generators.text import TextEncoder
+from fastvq.models.tokenizers.config import check_integer, check_number
+from fastvq.models.tokenizers.tokenizer import MotionTokenizer
+from fastvq.models.training.config import RunConfig
+from fastvq.models.training.generator_data import CaptionedTokens, TextTable, TokenSampler, fingerprint_tokens
+from fastvq.models.training.loop import TrainingLoop, newest_checkpoint, single_process
+from fastvq.models.training.run_folder import RunFolder
+
+TOKENIZER = "tokenizer"  # the folder in a run folder that holds the tokenizer
+
+
+@dataclass(frozen=True)
+class GeneratorTrainConfig(RunConfig):
+    """A run of :func:`train_generator`; the defaults are those of T2M-HiFiGPT, where it leaves them open T2M-GPT's.
+
+    Raises:
+        UserError: a value that no run can have, naming it.
+    """
+
+    model: GeneratorConfig = field(default_factory=DoubleTierGPTConfig)
+    batch_size: int = 128
+    """Motions per step."""
+    lr: float = 1e-4
+    """Learning rate of AdamW."""
+    betas: tuple[float, float] = (0.5, 0.9)
+    """Moments of AdamW."""
+    weight_decay: float = 1e-6
+    """Weight decay of AdamW."""
+    warmup: int = 1000
+    """Steps over which the learning rate rises linearly."""
+    milestones: tuple[int, ...] = (150_000,)
+    """Steps after which the learning rate is multiplied by gamma."""
+    gamma: float = 0.05
+    """Factor of the learning rate at each milestone."""
+    grad_clip: float | None = None
+    """Largest norm of the gradient; no limit if absent."""
+    drop_token: float = 1 / 3
+    """Probability with which a motion is shown without its first or its last token."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_integer("warmup", self.warmup, 0)
+        check_number("weight_decay", self.weight_decay, 0)
+        check_number("gamma", self.gamma, 0, 1, above=True)
+        check_number("drop_token", self.drop_token, 0, 1)
+        for milestone in self.milestones:
+            check_integer("milestones", milestone, 1)
+        if self.grad_clip is not None:
+            check_number("grad_clip", self.grad_clip, 0, above=True)
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step (counted from 0): linear warm-up, then times gamma at each milestone."""
+        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        return self.lr * warm * self.gamma ** sum(step >= milestone for milestone in self.milestones)
+
+
+@dataclass(frozen=True)
+class GeneratorRunResult:
+    """What a run came to.
+
+    Attributes:
+        out: the run folder.
+        step: steps done, those before a resume included.
+        interrupted: stopped by Ctrl-C or a termination signal before ``config.steps``.
+        seconds: of this process's training loop.
+        clips: motions that were learnt from.
+        texts: different texts of them.
+        metrics: the last row of ``metrics.jsonl`` that this process wrote; empty if none.
+        model: the trained generator, in evaluation mode.
+    """
+
+    out: Path
+    step: int
+    interrupted: bool
+    seconds: float
+    clips: int
+    texts: int
+    metrics: dict[str, Any] = field(repr=False)
+    model: MotionGenerator = field(repr=False)
+
+
+def train_generator(
+    config: GeneratorTrainConfig,
+    generator: type[MotionGenerator],
+    clips: Sequence[CaptionedTokens],
+    tokenizer: MotionTokenizer,
+    encoder: TextEncoder,
+    out: Path,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+) -> GeneratorRunResult:
+    """Trains on the clips whose split is "train" and writes a run folder, the tokenizer in it.
+
+    A run that was stopped and is resumed ends with the weights, bit for bit, of one that was not.
+
+    Args:
+        config: all settings, the model's fitted to the tokenizer and the encoder (:meth:`GeneratorConfig.fitted`).
+        generator: what to train.
+        clips: motions in the tokenizer's tokens, with texts.
+        tokenizer: what made the tokens.
+        encoder: of the texts.
+        out: the run folder.
+        resume: go on from the newest checkpoint in ``out``; from the start where there is none.
+        console: shows progress; None is silent.
+
+    Raises:
+        UserError: no clip to learn from, a text that the encoder refuses, and what
+            :meth:`fastvq.models.training.loop.TrainingLoop.go` raises.
+    """
+    console = Console(quiet=True) if console is None else console
+    accelerator = single_process()
+    folder = RunFolder(Path(out))
+    newest_checkpoint(folder, resume=resume)
+    known = [clip for clip in clips if clip.split == "train"]
+    texts = {text for clip in known for text in clip.texts}
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
+        run = _GeneratorRun(config, generator, known, encoder, folder, accelerator.device)
+        run.model.check_tokenizer(tokenizer)
+        tokenizer.save_pretrained(folder.path / TOKENIZER)
+        ended = run.go(console, resume=resume)
+    return GeneratorRunResult(
+        out=folder.path,
+        step=run.step,
+        interrupted=ended.interrupted,
+        seconds=ended.seconds,
+        clips=len(known),
+        texts=len(texts),
+        metrics=ended.row,
+        model=run.model.eval(),
+    )
+
+
+class _GeneratorRun(TrainingLoop):
+    """The state of a run between steps."""
+
+    config: GeneratorTrainConfig
+    model: MotionGenerator
+
+    def __init__(
+        self,
+        config: GeneratorTrainConfig,
+        generator: type[MotionGenerator],
+        clips: Sequence[CaptionedTokens],
+        encoder: TextEncoder,
+        folder: RunFolder,
+        device: torch.device,
+    ) -> None:
+        super().__init__(config, folder, device, fingerprint_tokens(clips))
+        texts = [text for clip in clips for text in clip.texts]
+        self.sampler = TokenSampler(
+            clips,
+            TextTable(encoder, texts, tokens=config.model.reads_tokens),
+            batch_size=config.batch_size,
+            longest=config.model.longest,
+            seed=config.seed,
+            drop_token=config.drop_token,
+        )
+        torch.manual_seed(config.seed)
+        self.model = generator(config.model).to(device).train()
+        self.model.use_text_encoder(encoder)
+        self.optimizer = torch.optim.AdamW(
+            (parameter for parameter in self.model.parameters() if parameter.requires_grad),
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=device.type in ("cpu", "cuda", "mps", "xpu"),
+        )
+        self._reset()
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"optimizer": self.optimizer}
+
+    def advance(self) -> GeneratorLosses:
+        """One optimizer step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate(self.step)
+        batch = self.sampler.batch(self.step).to(self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"):
+            losses = self.model.losses(batch)
+        losses.total.backward()
+        if self.config.grad_clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return GeneratorLosses(losses.total.detach(), losses.terms)
+
+    def _reset(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.since, self.steps = time.perf_counter(), 0
+
+    def record(self, losses: GeneratorLosses) -> None:
+        """Takes a step into the next row."""
+        for name, value in {"loss": losses.total, **losses.terms}.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.steps += 1
+
+    def row(self) -> dict[str, Any]:
+        """Means over the steps since the last row."""
+        row = {
+            "step": self.step,
+            **{name: (value / self.steps).tolist() for name, value in self.sums.items()},
+            "lr": self.config.learning_rate(self.step - 1),
+            "steps_per_second": self.steps / (time.perf_counter() - self.since),
+        }
+        self._reset()
+        return row

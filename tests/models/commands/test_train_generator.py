@@ -1,0 +1,82 @@
+"""``fastvq train hifigpt``: from a tokenizer's run folder to a generator's, and what it refuses."""
+
+import json
+
+import pytest
+
+from fastvq.models.generators.kinds import load_with_tokenizer
+
+TOKENIZER = (
+    *("--steps", "2", "--width", "16", "--output-dim", "16", "--codes", "8", "--depth", "1", "--stages", "2"),
+    *("--batch-size", "4", "--window", "32", "--warmup", "0", "--log-every", "1", "--skip-report"),
+)
+TINY = (
+    *("--steps", "2", "--dim", "16", "--layers", "1", "--depth-layers", "1", "--heads", "2", "--batch-size", "4"),
+    *("--warmup", "0", "--log-every", "1"),
+)
+
+
+@pytest.fixture(scope="module", name="tokenizer")
+def tokenizer_fixture(tmp_path_factory):
+    from fastvq.models.cli import main
+
+    out = tmp_path_factory.mktemp("runs") / "tokenizer"
+    assert main(["train", "rvqvae", "--clips", "20", "--out", str(out), *TOKENIZER]) == 0
+    return out
+
+
+def test_made_up_motions_train_a_tokenizer_and_a_generator(fastvq, tokenizer, tmp_path):
+    run = tmp_path / "run"
+    outcome = fastvq("train", "hifigpt", "--tokenizer", tokenizer, "--clips", "20", "--out", run, *TINY)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "No --data: 20 motions are made up" in outcome.out
+    assert "motions to learn from, with " in outcome.out
+    generator, _ = load_with_tokenizer(run)
+    assert generator.config.dim == 16
+    assert generator.generate(["a person walks"], lengths=[2])[0].shape == (2, 2)
+    more = fastvq("train", "hifigpt", "--out", run, "--clips", "20", "--resume", "--steps", "3")
+    assert (more.code, more.err) == (0, "")
+    assert "Resuming at step 2" in more.out
+    assert json.loads((run / "last.json").read_text())["step"] == 3
+    again = fastvq("train", "hifigpt", "--tokenizer", tokenizer, "--clips", "20", "--out", run, *TINY)
+    assert "is not empty" in again.err
+    over = fastvq("train", "hifigpt", "--tokenizer", tokenizer, "--clips", "20", "--out", run, *TINY, "--overwrite")
+    assert over.code == 0
+
+
+def test_recorded_motions_train_a_generator(fastvq, tokenizer, motions, tmp_path):
+    outcome = fastvq(
+        "train", "hifigpt", "--tokenizer", tokenizer, "--data", motions, "--out", tmp_path / "run", *TINY
+    )
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "; 2 held out" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "give its run folder, --tokenizer RUN"),
+        (("--tokenizer", "nowhere"), "there is no folder nowhere"),
+        (("--tokenizer", "{groups}"), "a hifigpt drives residual stages, and a motion-vqvae has groups"),
+        (("--tokenizer", "{tokenizer}", "--text-encoder", "clip:nowhere"), "there is no folder nowhere"),
+        (("--tokenizer", "{tokenizer}", "--clips", "0"), "--clips must be an integer of at least 1"),
+        (("--tokenizer", "{tokenizer}", "--heads", "3"), "heads must divide dim"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_trained_is_refused_in_a_sentence(fastvq, tokenizer, run_folder, tmp_path, options, message):
+    given = [option.format(tokenizer=tokenizer, groups=run_folder) for option in options]
+    outcome = fastvq("train", "hifigpt", "--out", tmp_path / "run", "--dim", "16", "--heads", "2", *given)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert len(outcome.err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_that_the_tokenizer_decides_are_no_options(fastvq):
+    outcome = fastvq("train", "hifigpt", "--help")
+    assert outcome.code == 0
+    for name in ("--sizes", "--tokenizer-sha256", "--text-dim"):
+        assert name not in outcome.out
+    assert "--tokenizer" in outcome.out
+    assert "--corruption" in outcome.out
