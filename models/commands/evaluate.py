@@ -16,12 +16,14 @@ def run(command: Evaluate) -> int:
         common.check_new_file(command.json, overwrite=command.overwrite)
     if command.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {command.batch_size}")
-    if heatmap_vqgan.is_heatmap_model(command.checkpoint):
-        return heatmap_vqgan.evaluate(command)
     if evaluate_generator.is_generator(command.checkpoint):
         return evaluate_generator.run(command)
     if command.attributes:
         raise UserError(f"--attributes are those of generated motions, and {command.checkpoint} is no generator")
+    if command.data is None:
+        raise UserError("a tokenizer is measured on motions: give --data")
+    if heatmap_vqgan.is_heatmap_model(command.checkpoint):
+        return heatmap_vqgan.evaluate(command)
     console = common.make_console()
     model = common.load_model(command.checkpoint, command.device)
     evaluator = None if command.evaluator is None else open_evaluator(command.evaluator).to(model.mean.device)

@@ -21,6 +21,8 @@ from fastvq.models.evaluation.generation import FORMAT, Generate, Protocol, eval
 from fastvq.models.evaluation.official_evaluator import open_evaluator
 from fastvq.models.generators.kinds import GENERATORS
 from fastvq.models.generators.motions import TextToMotion
+from fastvq.models.motion.clip import Clip
+from fastvq.models.motion.procedural import generate_clips
 from fastvq.models.tokenizers import pretrained
 from fastvq.models.tokenizers.config import check_integer
 from fastvq.models.training.data import FeatureClip
@@ -54,14 +56,11 @@ def run(command: Evaluate) -> int:
     device = common.choose_device(command.device)
     model = TextToMotion.open(command.checkpoint, device=device)
     evaluator = None if command.evaluator is None else open_evaluator(command.evaluator).to(device)
-    split = None if command.split == "all" else command.split
-    clips = common.read_features(
-        command.data, console, model.tokenizer.config, split=split, mapping=command.mapping, scale=command.scale
-    )
+    clips, known = _clips(command, model, console)
     generate = features_of(model, command)
     result: dict[str, Any] = {"format": FORMAT, "split": command.split, "kind": model.generator.config.kind}
     if command.attributes:
-        result["attributes"] = attributes_of(model, command, clips, known_captions(command, console))
+        result["attributes"] = attributes_of(model, command, clips, known)
         show_attributes(result["attributes"], console)
     if evaluator is not None:
         result |= _protocol(model, generate, clips, evaluator, protocol, console)
@@ -93,15 +92,35 @@ def features_of(model: TextToMotion, command: Evaluate) -> Generate:
     return generate
 
 
-def known_captions(command: Evaluate, console: Console) -> set[str]:
-    """The captions of the data's train split."""
-    if command.split in ("train", "all"):
-        return set()
+def _clips(command: Evaluate, model: TextToMotion, console: Console) -> tuple[list[FeatureClip], set[str]]:
+    """The clips to measure on, and the captions that the data's train split has.
+
+    Raises:
+        UserError: There are none.
+    """
+    config = model.tokenizer.config
+    split = None if command.split == "all" else command.split
+    options: dict[str, Any] = {"mapping": command.mapping, "scale": command.scale}
+    if command.data is not None:
+        clips = common.read_features(command.data, console, config, split=split, **options)
+        # Which captions training had is the question of what it was not trained on.
+        others = [] if split in (None, "train") else _train_split(command.data, console, options)
+        return clips, {clip.text for clip in others}
+    check_integer("--clips", command.clips, 1)
+    made = generate_clips(command.clips, seed=command.seed, fps=config.fps, held_out="captions")
+    chosen = [clip for clip in made if split in (None, clip.split)]
+    if not chosen:
+        raise UserError(f"none of {command.clips} made-up motions is of the split {command.split!r}: raise --clips")
+    console.print(f"No --data: {len(chosen)} of {command.clips} made-up motions, split {command.split}.")
+    known = {clip.text for clip in made if clip.split == "train"} if split not in (None, "train") else set()
+    return common.prepare(chosen, console, fps=config.fps, form=config.features), known
+
+
+def _train_split(data: Path, console: Console, options: Mapping[str, Any]) -> list[Clip]:
     try:
-        clips = common.read_clips(command.data, console, fps=None, split="train", scale=command.scale)
+        return common.read_clips(data, console, fps=None, split="train", **options)
     except UserError:  # the data have no such split
-        return set()
-    return {clip.text for clip in clips}
+        return []
 
 
 def attributes_of(

@@ -116,8 +116,11 @@ class Evaluate:
 
     checkpoint: str
     """A run folder, a folder of save_pretrained, or a name on the Hugging Face Hub."""
-    data: Path
-    """Motions: a file or folder of BVH, ASF/AMC, joint arrays, or features (272, HumanML3D, KIT-ML)."""
+    data: OptionalPath = None
+    """Motions: a file or folder of BVH, ASF/AMC, joint arrays, or features (272, HumanML3D, KIT-ML). A generator can
+    do without: it is then measured on made-up motions whose captions training on made-up ones never shows."""
+    clips: int = 2000
+    """Of a generator without --data: how many motions are made up, of which an eighth is held out."""
     split: str = "test"
     """The split to measure: train, test, another one that the data names, or all."""
     evaluator: OptionalPath = None

@@ -297,6 +297,24 @@ def test_captions_of_training_are_told_from_those_that_it_never_had(
     assert json.loads(scores.read_text())["attributes"]["seen"] == {"count": 0, "captions": 0}
 
 
+def test_without_data_the_held_out_captions_of_made_up_motions_are_asked(
+    fastvq: Callable[..., Any], gpt: Path, tmp_path: Path
+) -> None:
+    scores = tmp_path / "scores.json"
+    given = ("evaluate", "--checkpoint", gpt, "--attributes", "--clips", 60, "--seed", 2)
+    outcome = fastvq(*given, "--json", scores)
+    assert outcome.code == 0, outcome.err
+    test = [clip for clip in generate_clips(60, seed=2, fps=20.0, held_out="captions") if clip.split == "test"]
+    values = json.loads(scores.read_text())["attributes"]
+    assert values["unseen"] == values["whole"]
+    assert values["whole"]["count"] == len(test)
+    assert f"{len(test)} of 60 made-up motions, split test" in outcome.out
+    outcome = fastvq(*given[:4], "--clips", 1)
+    assert (outcome.code, "is of the split 'test': raise --clips" in outcome.err) == (2, True)
+    outcome = fastvq("evaluate", "--checkpoint", gpt / "tokenizer")
+    assert (outcome.code, "measured on motions: give --data" in outcome.err) == (2, True)
+
+
 def test_measurements_that_cannot_be_are_refused(
     fastvq: Callable[..., Any], gpt: Path, held_out: Path, tmp_path: Path
 ) -> None:
