@@ -40,7 +40,7 @@ RUN_FILES = (
     "tokens.safetensors",
     "report.html",
 )
-RUN_FOLDERS = ("checkpoints", "tensorboard", "tokenizer")
+RUN_FOLDERS = ("checkpoints", "tensorboard", "tokenizer", "base")
 _NOTES_SHOWN = 6
 # Bytes of a name of a file, of which file systems take 255, endings and those of partial files included.
 LONGEST_NAME = 180

@@ -9,13 +9,15 @@ from pathlib import Path
 from rich.console import Console
 
 from fastvq.models.commands import common
-from fastvq.models.commands.train_options import Train, TrainGenerator
+from fastvq.models.commands.train_options import Train, TrainGenerator, TrainRefine
 from fastvq.models.errors import UserError
-from fastvq.models.generators.kinds import GENERATORS, TOKENIZER
+from fastvq.models.generators.base_transformer import BaseTransformer
+from fastvq.models.generators.kinds import GENERATORS, TOKENIZER, load_with_tokenizer
+from fastvq.models.generators.refine_transformer import BASE
 from fastvq.models.generators.text import open_text_encoder
 from fastvq.models.motion.humanml3d_folder import JOINTS, TEXTS, VECTORS
 from fastvq.models.tokenizers.tokenizer import MotionTokenizer
-from fastvq.models.training.generator import GeneratorTrainConfig, train_generator
+from fastvq.models.training.generator import GeneratorRunResult, GeneratorTrainConfig, train_generator
 from fastvq.models.training.generator_data import (
     CaptionedMotion,
     CaptionedTokens,
@@ -23,28 +25,65 @@ from fastvq.models.training.generator_data import (
     tokenise,
     with_text,
 )
+from fastvq.models.training.pgr2m_generators import RefineTrainConfig, train_refine
 
 
 def train(command: Train, config: GeneratorTrainConfig, console: Console) -> int:
     """Trains; returns the exit code."""
     assert isinstance(command, TrainGenerator)
     kind = config.model.kind
-    tokenizer = common.load_model(str(_tokenizer_folder(command)))
-    encoder = open_text_encoder(config.model.text_encoder)
-    config = dataclasses.replace(config, model=config.model.fitted(tokenizer, encoder))
-    tokens = _tokens(tokenizer, _motions(command, config, tokenizer, console), console)
-    if not command.resume:
-        common.make_room_for_run(command.out, overwrite=command.overwrite)
-    generator = GENERATORS[kind].generator
-    result = train_generator(
-        config, generator, tokens, tokenizer, encoder, command.out, resume=command.resume, console=console
-    )
+    if isinstance(config, RefineTrainConfig):
+        result = _refine(command, config, console)
+    else:
+        tokenizer = common.load_model(str(_tokenizer_folder(command)))
+        encoder = open_text_encoder(config.model.text_encoder)
+        config = dataclasses.replace(config, model=config.model.fitted(tokenizer, encoder))
+        tokens = _prepared(command, config, tokenizer, console)
+        generator = GENERATORS[kind].generator
+        result = train_generator(
+            config, generator, tokens, tokenizer, encoder, command.out, resume=command.resume, console=console
+        )
     folder = shlex.quote(str(command.out))
     if result.interrupted:
         console.print(f"Go on with: fastvq train {kind}{common.data_option(command)} --out {folder} --resume")
         return 130
     console.print(f"Model:  {command.out}", markup=False)
     return 0
+
+
+def _refine(command: TrainGenerator, config: RefineTrainConfig, console: Console) -> GeneratorRunResult:
+    """Trains on what a Base Transformer was trained on."""
+    assert isinstance(command, TrainRefine)
+    base, tokenizer = load_with_tokenizer(*_base_folders(command))
+    if not isinstance(base, BaseTransformer):
+        raise UserError(f"--base must be the run folder of a pgr2m-base, got that of a {base.config.kind}")
+    config.model.check_fits(tokenizer)
+    tokens = _prepared(command, config, tokenizer, console)
+    return train_refine(config, base, tokens, tokenizer, command.out, resume=command.resume, console=console)
+
+
+def _base_folders(command: TrainRefine) -> tuple[Path, Path | None]:
+    """Where the Base Transformer is, and the tokenizer unless that holds it.
+
+    Raises:
+        UserError: nobody said so.
+    """
+    if command.base is not None:
+        return command.base, command.tokenizer
+    held = command.out / BASE
+    if command.resume and held.is_dir():
+        return held, command.tokenizer or command.out / TOKENIZER
+    raise UserError("a pgr2m-refine completes what a pgr2m-base writes: give that one's run folder, --base RUN")
+
+
+def _prepared(
+    command: TrainGenerator, config: GeneratorTrainConfig, tokenizer: MotionTokenizer, console: Console
+) -> list[CaptionedTokens]:
+    """What there is to learn from as tokens, and room for the run."""
+    tokens = _tokens(tokenizer, _motions(command, config, tokenizer, console), console)
+    if not command.resume:
+        common.make_room_for_run(command.out, overwrite=command.overwrite)
+    return tokens
 
 
 def _tokenizer_folder(command: TrainGenerator) -> Path:

@@ -15,6 +15,7 @@ from fastvq.models.commands.options import OptionalNumber, OptionalPath
 from fastvq.models.errors import UserError
 from fastvq.models.generators.generator import GeneratorConfig
 from fastvq.models.generators.kinds import GENERATORS
+from fastvq.models.generators.refine_transformer import RefineTransformerConfig
 from fastvq.models.kinds import KINDS
 from fastvq.models.tokenizers import pretrained
 from fastvq.models.tokenizers.heatmap_vqgan import HeatmapVQGANConfig
@@ -96,6 +97,25 @@ class TrainGenerator(Train):
     """The tokenizer's run folder; needed unless a run is resumed, which holds its own."""
 
 
+@dataclass(frozen=True)
+class TrainRefine(TrainGenerator):
+    """Train PGR2M's Refine Transformer, which adds residual codes to a Base Transformer's pose codes, and write a run
+    folder, the Base Transformer and the tokenizer in it.
+
+    Its text encoder, channels and longest motion are those of the Base Transformer; motions are as for pgr2m-base.
+    Ctrl-C stops after the step in hand, with a checkpoint; the same command with --resume goes on from there, to the
+    same weights as an uninterrupted run.
+    """
+
+    base: OptionalPath = None
+    """The run folder of the pgr2m-base, which holds its tokenizer too; needed unless a run is resumed, which holds
+    its own."""
+
+
+# Commands of kinds that need more than others.
+_COMMANDS: dict[str, type[Train]] = {RefineTransformerConfig.kind: TrainRefine}
+
+
 def command(arguments: Sequence[str]) -> type[Train]:
     """The command whose settings are those of the kind that the arguments name, of the first kind where they do not.
 
@@ -103,7 +123,7 @@ def command(arguments: Sequence[str]) -> type[Train]:
         UserError: a kind that there is not.
     """
     name = _kind(arguments)
-    base = TrainGenerator if name in GENERATORS else Train
+    base = _COMMANDS.get(name, TrainGenerator if name in GENERATORS else Train)
     model = dataclasses.make_dataclass(
         "ModelOptions", _model_fields(TRAINED[name].model), bases=(TRAINED[name].model,), frozen=True
     )

@@ -70,6 +70,10 @@ class BaseTransformerConfig(GeneratorConfig):
         if self.sizes[:NUM_CATEGORIES] != POSE_SIZES:
             raise UserError(f"sizes must begin with those of the {NUM_CATEGORIES} categories of pose codes")
 
+    @property
+    def reads_tokens(self) -> bool:
+        return self.keywords == "words"
+
     def check_fits(self, tokenizer: MotionTokenizer) -> None:
         check_has_pose_codes(tokenizer, self.kind)
 

@@ -14,6 +14,7 @@ from fastvq.models.kinds import load_tokenizer
 from fastvq.models.tokenizers import pretrained
 from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 from fastvq.models.training.generator import TOKENIZER, GeneratorTrainConfig
+from fastvq.models.training.pgr2m_generators import BaseTrainConfig, RefineTrainConfig
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ GENERATORS: dict[str, GeneratorKind] = {
     for kind in (
         GeneratorKind(DoubleTierGPT, GeneratorTrainConfig, "the text-to-motion GPT of T2M-HiFiGPT, on an rvqvae"),
         GeneratorKind(
-            BaseTransformer, GeneratorTrainConfig, "PGR2M's Base Transformer, which writes pose codes from texts"
+            BaseTransformer, BaseTrainConfig, "PGR2M's Base Transformer, which writes a pgr2m's pose codes"
         ),
         GeneratorKind(
-            RefineTransformer, GeneratorTrainConfig, "PGR2M's Refine Transformer, which adds the residual codes"
+            RefineTransformer, RefineTrainConfig, "PGR2M's Refine Transformer, which adds the residual codes"
         ),
     )
 }

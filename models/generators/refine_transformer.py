@@ -63,6 +63,7 @@ class RefineTransformerConfig(GeneratorConfig):
     """The Base Transformer, its weights included."""
 
     kind = "pgr2m-refine"
+    FITTED = (*GeneratorConfig.FITTED, "text_encoder", "dim", "longest", "base_sha256")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,6 +80,10 @@ class RefineTransformerConfig(GeneratorConfig):
                 f"stage, all equal, got {self.sizes[NUM_CATEGORIES:]} behind the first {NUM_CATEGORIES}"
             )
 
+    @property
+    def reads_tokens(self) -> bool:
+        return self.keywords == "words"
+
     def check_fits(self, tokenizer: MotionTokenizer) -> None:
         check_has_pose_codes(tokenizer, self.kind)
         if len(tokenizer.config.sizes) == NUM_CATEGORIES:
@@ -86,7 +91,7 @@ class RefineTransformerConfig(GeneratorConfig):
 
     def on(self, base: BaseTransformer) -> Self:
         """The same sizes for a Base Transformer: with its channels, longest motion, text encoder and tokenizer."""
-        taken = {name: getattr(base.config, name) for name in ("dim", "longest", "text_encoder", *self.FITTED)}
+        taken = {name: getattr(base.config, name) for name in self.FITTED if name != "base_sha256"}
         return dataclasses.replace(self, **taken, base_sha256=generator_sha256(base))
 
 

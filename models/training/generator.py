@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 from fastvq.models.generators.double_tier_gpt import DoubleTierGPTConfig
 from fastvq.models.generators.generator import GeneratorConfig, GeneratorLosses, MotionGenerator
 from fastvq.models.generators.text import TextEncoder
+from fastvq.models.tokenizers import pretrained
 from fastvq.models.tokenizers.config import check_integer, check_number
 from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 from fastvq.models.training.config import RunConfig
@@ -105,6 +106,7 @@ def train_generator(
     *,
     resume: bool = False,
     console: Console | None = None,
+    begin: Callable[[MotionGenerator], None] | None = None,
 ) -> GeneratorRunResult:
     """Trains on the clips whose split is "train" and writes a run folder, the tokenizer in it.
 
@@ -119,6 +121,7 @@ def train_generator(
         out: the run folder.
         resume: go on from the newest checkpoint in ``out``; from the start where there is none.
         console: shows progress; None is silent.
+        begin: what becomes of the model before its first step.
 
     Raises:
         UserError: no clip to learn from, a text that the encoder refuses, and what
@@ -133,7 +136,12 @@ def train_generator(
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
         run = _GeneratorRun(config, generator, known, encoder, folder, accelerator.device)
         run.model.check_tokenizer(tokenizer)
-        tokenizer.save_pretrained(folder.path / TOKENIZER)
+        if begin is not None:
+            begin(run.model)
+        held = folder.path / TOKENIZER
+        # A run that is not to be resumed with these settings keeps what it has.
+        if not (resume and (held / pretrained.CONFIG).is_file()):
+            tokenizer.save_pretrained(held)
         ended = run.go(console, resume=resume)
     return GeneratorRunResult(
         out=folder.path,
