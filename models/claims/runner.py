@@ -10,68 +10,39 @@ from typing import Any
 
 from rich.console import Console
 
-from fastvq.models.claims.study import Run, Study, View
+from fastvq.models.claims.study import COLUMNS, Run, Study, View
 from fastvq.models.errors import UserError
-from fastvq.models.evaluation.evaluate import evaluate
 from fastvq.models.files import parse_json
 from fastvq.models.storage import write_text
-from fastvq.models.tokenizers.tokenizer import MotionTokenizer
-from fastvq.models.training.config import TrainConfig
-from fastvq.models.training.data import FeatureClip, fingerprint
+from fastvq.models.training.config import RunConfig
 from fastvq.models.training.run_folder import RunFolder
-from fastvq.models.training.trainer import train
 
 FORMAT = "fastvq-claims-run/1"
-# What is taken from an evaluation into the table, in its order; a metric that was not measured is left empty. A study
-# names further ones.
-METRICS = (
-    "mpjpe_mm",
-    "pa_mpjpe_mm",
-    "accel_error_mm",
-    "recon_smooth_l1",
-    "foot_skate",
-    "bone_drift_mm",
-    "fid",
-    "top1",
-    "perplexity",
-    "utilisation",
-)
-# Of the motions themselves, beside which that of what became of them stands.
-ORIGINAL = {"foot_skate": "foot_skate_original", "top1": "original_top1"}
-COLUMNS = (
-    *("study", "run", "streams", "kind", "seed", "steps", "seconds", "width", "parameters", "downsample"),
-    *("codes_per_second", "train_perplexity", *METRICS, *ORIGINAL.values()),
-)
 Row = dict[str, Any]
-Measure = Callable[[MotionTokenizer, Sequence[FeatureClip], int | None], Mapping[str, Any]]
-
-
-def plain_measure(model: MotionTokenizer, clips: Sequence[FeatureClip], streams: int | None) -> dict[str, Any]:
-    """:func:`fastvq.models.evaluation.evaluate.evaluate` with the first streams."""
-    return evaluate(model, clips, streams=streams)
+Measure = Callable[[Any, Sequence[Any], int | None], Mapping[str, Any]]
 
 
 def reproduce(
     study: Study,
-    clips: Sequence[FeatureClip],
+    clips: Sequence[Any],
     out: Path,
     *,
     seeds: Sequence[int],
     steps: int,
     width: int,
     console: Console,
-    measure: Measure = plain_measure,
+    measure: Measure | None = None,
     measured_by: str = "",
 ) -> Iterator[Row]:
     """Yields a row for each run, seed and view as soon as it is measured.
 
     Args:
         study: what to train and measure.
-        clips: features as the runs' models take them; the split "train" is learnt from, "test" is measured.
+        clips: as the study's trials take them; the split "train" is learnt from, "test" is measured.
         out: a folder; ``<run>_seed<seed>/`` is a run folder of the trainer, ``<run>_seed<seed>.json`` its rows.
-        seeds, steps, width: of every run.
+        seeds, steps, width: of every run; the first seeds only of a run that says so.
         console: shows progress.
-        measure: an evaluation of a model on clips with its first streams.
+        measure: an evaluation of a model on clips with its first streams; that of the trials if absent.
         measured_by: names what ``measure`` depends on besides these, so that rows of another are not taken for these.
 
     Raises:
@@ -81,11 +52,13 @@ def reproduce(
     held_out = [clip for clip in clips if clip.split == "test"]
     if not held_out:
         raise UserError("the data has no test split to measure claims on: give data that names one")
-    data = fingerprint(clips)
-    for seed in seeds:
+    data = study.trials.fingerprint(clips)
+    for number, seed in enumerate(seeds):
         for run in study.runs:
+            if run.seeds is not None and number >= run.seeds:
+                continue
             config = study.config(run, seed=seed, steps=steps, width=width)
-            key = _key(config, run, data, [measured_by, *COLUMNS, *study.metrics])
+            key = _key(config, run, data, [measured_by, *study.columns()])
             file = out / f"{run.name}_seed{seed}.json"
             rows = _read(file, key)
             if rows is None:
@@ -98,12 +71,12 @@ def reproduce(
 def _rows(
     study: Study,
     run: Run,
-    config: TrainConfig,
-    clips: Sequence[FeatureClip],
-    held_out: Sequence[FeatureClip],
+    config: RunConfig,
+    clips: Sequence[Any],
+    held_out: Sequence[Any],
     folder: Path,
     console: Console,
-    measure: Measure,
+    measure: Measure | None,
 ) -> list[Row]:
     started = RunFolder(folder).last() is not None
     if started:
@@ -111,13 +84,15 @@ def _rows(
             config.check_resumes(RunFolder(folder).training_config())
         except UserError as error:
             raise UserError(f"{error}: choose another --out, or remove {folder}") from error
-    result = train(config, clips, folder, resume=started, console=console)
-    if result.interrupted:
+    model, interrupted = study.trials.train(config, clips, folder, resume=started, console=console)
+    if interrupted:
         raise KeyboardInterrupt
-    model, rows, log = result.model, [], _log(folder / "metrics.jsonl")
+    rows, log, columns = [], _log(folder / "metrics.jsonl"), study.columns()
     for streams in run.streams:
-        found = measure(model, held_out, streams)
-        held = config.model.streams if streams is None else streams
+        if measure is None:
+            found = study.trials.measure(config, model, held_out, streams)
+        else:
+            found = measure(model, held_out, streams)
         rows.append(
             {
                 "study": study.name,
@@ -127,13 +102,11 @@ def _rows(
                 "seed": config.seed,
                 "steps": config.steps,
                 "seconds": round(training_seconds(log), 1),
-                "width": config.model.width,
                 "parameters": sum(weight.numel() for weight in model.parameters()),
-                "downsample": config.model.downsample,
-                "codes_per_second": held * config.model.fps / config.model.downsample,
+                **study.trials.sizes(config, streams),
                 # Of the last steps, by the run's own log; absent without learned codes.
                 **({"train_perplexity": log[-1]["perplexity"]} if "perplexity" in log[-1] else {}),
-                **{name: found[name] for name in (*METRICS, *ORIGINAL.values(), *study.metrics) if name in found},
+                **{name: value for name, value in found.items() if name in columns[len(COLUMNS) :]},
             }
         )
     return rows
@@ -157,7 +130,7 @@ def view_of(row: Mapping[str, Any]) -> View:
     return View(row["run"], None if row["streams"] == "all" else int(row["streams"]))
 
 
-def _key(config: TrainConfig, run: Run, data: str, measured_by: Sequence[str]) -> str:
+def _key(config: RunConfig, run: Run, data: str, measured_by: Sequence[str]) -> str:
     """Changes with everything that rows depend on."""
     parts = [config.to_dict(), config.model.kind, list(run.streams), data, list(measured_by)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

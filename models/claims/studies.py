@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # the command's options read the names, and load no torch for
     from fastvq.models.claims.study import Study
 
 # A module here, claims/<name>.py, that holds STUDY = Study("<name>", ...), is added by its name.
-NAMES = ("s0", "s1", "s3")
+NAMES = ("s0", "s1", "s2", "s3")
 
 
 def study(name: str) -> Study:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastvq.models.kinds import KINDS
-from fastvq.models.training.config import TrainConfig, fastest_precision
+from fastvq.models.claims.motion_trials import MotionTrials
+from fastvq.models.claims.trials import Trials
+
+# Of a row, before what an evaluation gives.
+COLUMNS = (
+    *("study", "run", "streams", "kind", "seed", "steps", "seconds", "width", "parameters", "downsample"),
+    *("codes_per_second", "train_perplexity"),
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,7 @@ class Run:
         training: those of its training; under ``loss`` the weights that differ, as a dict.
         streams: what is measured of it: None is the whole model, a number only the first so many tokens of a latent,
             the others left out (residual stages; pose codes without the residual).
+        seeds: with how many of the study's seeds, the first ones, it is trained; all if None.
     """
 
     name: str
@@ -29,6 +35,7 @@ class Run:
     model: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     streams: tuple[int | None, ...] = (None,)
+    seeds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,9 @@ class Study:
         steps, width: of every run unless the command says otherwise; for about 90 seconds on one thread.
         seeds: of every run.
         model, training: settings of every run.
-        metrics: further numbers of an evaluation that claims need, beside those of all studies: the key that
-            ``evaluate`` gives them -> a heading with the unit.
+        metrics: further numbers of an evaluation that claims need, beside those of the trials: the key that the
+            evaluation gives them -> a heading with the unit.
+        trials: how its runs are made.
     """
 
     name: str
@@ -96,6 +104,7 @@ class Study:
     model: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, str] = field(default_factory=dict)
+    trials: Trials = field(default_factory=MotionTrials)
 
     def __post_init__(self) -> None:
         measured = {(run.name, streams) for run in self.runs for streams in run.streams}
@@ -108,30 +117,14 @@ class Study:
         if len({run.name for run in self.runs}) != len(self.runs):
             raise ValueError("two runs of a study must not share a name")
 
-    def config(self, run: Run, *, seed: int, steps: int, width: int) -> TrainConfig:
-        """The settings of a run: the study's short recipe, then what the study sets, then what the run sets.
-
-        The short recipe warms up over a twentieth of the steps and lowers the rate fourfold after 70 % and 90 %.
+    def config(self, run: Run, *, seed: int, steps: int, width: int) -> Any:
+        """The settings of a run: the short recipe of its kind, then what the study sets, then what the run sets.
 
         Raises:
             UserError: settings that no run can have.
         """
-        kind = KINDS[run.kind]
-        model = kind.tokenizer.config_class(**{"width": width, "output_dim": width, **self.model, **run.model})
-        values: dict[str, Any] = {
-            "batch_size": 32,
-            "lr": 1e-3,
-            "gamma": 0.25,
-            "warmup": steps // 20,
-            "milestones": (7 * steps // 10 + 1, 9 * steps // 10 + 1),
-            "mirror": True,
-            "short_clips": "pad",
-            "precision": fastest_precision(),
-            "checkpoint_every": steps,
-            "keep_checkpoints": 1,
-            **self.training,
-            **run.training,
-        }
-        if "loss" in values:
-            values["loss"] = dataclasses.replace(kind.training().loss, **values["loss"])
-        return kind.training(**{**values, "model": model, "steps": steps, "seed": seed})
+        return self.trials.config(self, run, seed=seed, steps=steps, width=width)
+
+    def columns(self) -> tuple[str, ...]:
+        """Of the table of rows."""
+        return (*COLUMNS, *self.trials.metrics, *self.trials.originals.values(), *self.metrics)

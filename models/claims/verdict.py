@@ -8,27 +8,14 @@ from itertools import pairwise
 from statistics import mean
 from typing import Any, Literal
 
-from fastvq.models.claims.runner import METRICS, ORIGINAL, view_of
+from fastvq.models.claims.runner import view_of
 from fastvq.models.claims.study import Claim, Study, View
 
 Outcome = Literal["reproduced", "did not reproduce", "not measured"]
-UNITS = {
-    "mpjpe_mm": "joint error, mm",
-    "pa_mpjpe_mm": "pose error, mm after Procrustes",
-    "accel_error_mm": "acceleration error, mm/frame²",
-    "recon_smooth_l1": "smooth L1",
-    "foot_skate": "foot skate, share of frames",
-    "bone_drift_mm": "bone drift, mm",
-    "fid": "FID (fastvq evaluator)",
-    "top1": "Top-1 (fastvq evaluator)",
-    "perplexity": "perplexity",
-    "utilisation": "utilisation",
-    "train_perplexity": "perplexity in training",
-}
+TRAIN_PERPLEXITY = {"train_perplexity": "perplexity in training"}
 MEASURED = (
     "Of the test split: mean over the seeds (smallest to largest). Seconds are those of the training steps alone, of "
-    "a machine that may have had other work; perplexity in training is over the last steps, by the run's own log. "
-    "Feet skate that move at more than 0.5 m/s below 5 cm."
+    "a machine that may have had other work; perplexity in training is over the last steps, by the run's own log."
 )
 Rows = Sequence[Mapping[str, Any]]
 
@@ -95,11 +82,12 @@ def markdown(study: Study, rows: Rows, facts: Mapping[str, str], notes: Sequence
     lines += [_score(verdicts), ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()] + ["", study.equal, "", "## Claims", ""]
     lines += ["| claim | source | published | measured | |", "|---|---|---|---|---|"]
-    units = {**UNITS, **study.metrics}
+    units = {**study.trials.metrics, **TRAIN_PERPLEXITY, **study.metrics}
     lines += [_claim_line(verdict, units) for verdict in verdicts]
     lines += ["", "Reproduced: the mean over the seeds improves at every step, and the last is better than the first"]
     lines += ["for every seed. Why sizes differ:", "", *(f"- {note}" for note in [*notes, *_reasons(study)]), ""]
-    return "\n".join([*lines, "## Measurements", "", MEASURED, "", *_table(rows, units), ""])
+    lines += ["## Measurements", "", f"{MEASURED} {study.trials.measured}", ""]
+    return "\n".join([*lines, *_table(rows, units, study.trials.originals), ""])
 
 
 def _score(verdicts: Sequence[Verdict]) -> str:
@@ -135,14 +123,13 @@ def _chain(figures: Sequence[float]) -> str:
     return " → ".join(f"{figure:.4g}" for figure in figures) + change
 
 
-def _table(rows: Rows, units: Mapping[str, str]) -> list[str]:
+def _table(rows: Rows, units: Mapping[str, str], originals: Mapping[str, str]) -> list[str]:
     """A line for the motions themselves and one for each view: means over the seeds, smallest to largest."""
-    known = [*METRICS, "train_perplexity", *(name for name in units if name not in UNITS)]
-    shown = [name for name in known if any(_has(row, name) for row in rows)]
+    shown = [name for name in units if any(_has(row, name) for row in rows)]
     heads = ["run", "codes/s", "parameters", "steps", "seconds", "seeds", *(units[name] for name in shown)]
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
     themselves = [
-        _spread([float(row[ORIGINAL[name]]) for row in rows[:1] if _has(row, ORIGINAL.get(name))]) for name in shown
+        _spread([float(row[originals[name]]) for row in rows[:1] if _has(row, originals.get(name))]) for name in shown
     ]
     if any(themselves):
         lines.append("| " + " | ".join(["the motions themselves", *[""] * 5, *themselves]) + " |")

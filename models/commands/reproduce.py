@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fastvq.models.claims.runner import COLUMNS, reproduce
+from fastvq.models.claims.runner import reproduce
 from fastvq.models.claims.studies import study as find_study
 from fastvq.models.claims.study import Study
 from fastvq.models.claims.verdict import judge, markdown
@@ -37,12 +37,14 @@ from fastvq.models.evaluation.evaluator import (
 from fastvq.models.evaluation.official_evaluator import open_evaluator
 from fastvq.models.motion.procedural import generate_clips
 from fastvq.models.storage import write_text
-from fastvq.models.tokenizers.config import TokenizerConfig, check_integer
+from fastvq.models.tokenizers.config import check_integer
 from fastvq.models.tokenizers.tokenizer import MotionTokenizer
-from fastvq.models.training.config import TrainConfig
+from fastvq.models.training.config import RunConfig, TrainConfig
 from fastvq.models.training.data import FeatureClip, fingerprint
 from fastvq.models.training.environment import device_name
 from fastvq.models.training.evaluator import SHORT
+from fastvq.models.training.heatmap_data import prepare_joints
+from fastvq.models.training.heatmap_vqgan import HeatmapTrainConfig
 
 PROCEDURAL_CLIPS = 400
 # Of --quick.
@@ -67,10 +69,16 @@ def run(command: Reproduce) -> int:
         raise UserError(f"{out} is a file: give a folder")
     console = common.make_console()
     config = study.config(study.runs[0], seed=seeds[0], steps=steps, width=width)
-    clips = _clips(command, config.model, console)
+    on_motions = isinstance(config, TrainConfig)
+    if command.evaluator is not None and not on_motions:
+        raise UserError(f"--evaluator measures motions, which {study.name} does not reconstruct: leave it out")
+    clips = _clips(command, config, console)
     rows = []
+    evaluator: MotionTextEvaluator | None = None
+    learnt: dict[str, Any] = {}
     try:
-        evaluator, learnt = _evaluator(command, clips, config.model.input_dim, out, console)
+        if on_motions:
+            evaluator, learnt = _evaluator(command, clips, config.model.input_dim, out, console)
 
         def measure(model: MotionTokenizer, held_out: Sequence[FeatureClip], streams: int | None) -> dict[str, Any]:
             return evaluate(model, held_out, streams=streams, evaluator=evaluator)
@@ -83,19 +91,20 @@ def run(command: Reproduce) -> int:
             steps=steps,
             width=width,
             console=console,
-            measure=measure,
+            measure=measure if on_motions else None,
             measured_by=identity(evaluator) if evaluator else "",
         ):
             rows.append(row)
     except KeyboardInterrupt:
         console.print("The same command goes on from here.")
         return 130
-    facts = _facts(command, clips, config, seeds)
+    facts = _facts(command, study, clips, config, seeds)
     if evaluator is not None:
         facts["FID"] = _fid(evaluator, learnt, clips)
-    page = markdown(study, rows, facts, [*_quick(command), *_notes(clips, config)])
+    notes = study.trials.notes(config, _minutes(study, clips, config, "train"))
+    page = markdown(study, rows, facts, [*_quick(command), *notes])
     table, text = out / f"claims_{study.name}.csv", out / f"claims_{study.name}.md"
-    write_text(table, csv_text(rows, (*COLUMNS, *study.metrics)))
+    write_text(table, csv_text(rows, study.columns()))
     write_text(text, page)
     _show(study, rows, console)
     for note in _quick(command):
@@ -160,31 +169,41 @@ def _short(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def _clips(command: Reproduce, model: TokenizerConfig, console: Console) -> list[FeatureClip]:
+def _clips(command: Reproduce, config: RunConfig, console: Console) -> list[Any]:
+    """What the study's runs learn from: features of motions, or joints for heatmaps."""
+    if command.data is None:
+        console.print(
+            "There is no --data: the motions are made up by a generator, and claims about people's are not tested."
+        )
+        made = generate_clips(QUICK_CLIPS if command.quick else PROCEDURAL_CLIPS, seed=0)
+    if isinstance(config, HeatmapTrainConfig):
+        read = made if command.data is None else common.read_clips(command.data, console, fps=config.fps)
+        clips = prepare_joints(read, fps=config.fps, least=config.stretch[0])
+        if not clips:
+            raise UserError(f"none of the {len(read)} clips has {config.stretch[0]} frames: give longer motions")
+        return clips
+    assert isinstance(config, TrainConfig)
     if command.data is not None:
-        return common.read_features(command.data, console, model)
-    console.print(
-        "There is no --data: the motions are made up by a generator, and claims about people's are not tested."
-    )
-    made = generate_clips(QUICK_CLIPS if command.quick else PROCEDURAL_CLIPS, seed=0)
-    return common.prepare(made, console, fps=model.fps, form=model.features)
+        return common.read_features(command.data, console, config.model)
+    return common.prepare(made, console, fps=config.model.fps, form=config.model.features)
 
 
 def _facts(
-    command: Reproduce, clips: Sequence[FeatureClip], config: TrainConfig, seeds: Sequence[int]
+    command: Reproduce, study: Study, clips: Sequence[Any], config: RunConfig, seeds: Sequence[int]
 ) -> dict[str, str]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind = "made-up motions" if command.data is None else "motions"
     test = sum(clip.split == "test" for clip in clips)
+    width = study.trials.sizes(config, None)["width"]
     words = ["fastvq", "reproduce", command.system, "--data", "MOTIONS"][: 3 if command.data is None else 5]
     words += ["--quick"] if command.quick else []
     words += ["--evaluator", "EVALUATOR"] if command.evaluator is not None else []
-    words += ["--steps", str(config.steps), "--width", str(config.model.width), "--seeds", *map(str, seeds)]
+    words += ["--steps", str(config.steps), "--width", str(width), "--seeds", *map(str, seeds)]
     return {
-        "Data": f"{len(clips)} {kind} at {config.model.fps:g} frames a second, {_minutes(clips, config):.1f} "
-        f"minutes; {test} of them are the test split, which is all that is measured and is never trained on",
-        "Training": f"{config.steps:,} steps of {config.batch_size} windows of {config.window} frames, width "
-        f"{config.model.width}, {config.precision}, AdamW at {config.lr:g}",
+        "Data": f"{len(clips)} {kind} at {study.trials.fps(config):g} frames a second, "
+        f"{_minutes(study, clips, config):.1f} minutes; {test} of them are the test split, which is all that is "
+        "measured and is never trained on",
+        "Training": study.trials.recipe(config),
         "Machine": f"{device_name(device)}, {torch.get_num_threads()} "
         f"{'thread' if torch.get_num_threads() == 1 else 'threads'}, torch {torch.__version__}, "
         f"Python {platform.python_version()}",
@@ -197,19 +216,8 @@ def _quick(command: Reproduce) -> list[str]:
     return ["--quick only shows that everything runs: the verdicts mean nothing."] if command.quick else []
 
 
-def _notes(clips: Sequence[FeatureClip], config: TrainConfig) -> list[str]:
-    return [
-        f"the published models were trained on HumanML3D or KIT-ML until they no longer improved; these on "
-        f"{_minutes(clips, config, 'train'):.1f} minutes for {config.steps:,} steps of {config.batch_size} windows, "
-        f"with width {config.model.width}.",
-        "published FIDs are those of the official evaluator, whose features ours does not have: only the direction "
-        "and the ratio of two FIDs say anything beside them.",
-    ]
-
-
-def _minutes(clips: Sequence[FeatureClip], config: TrainConfig, split: str | None = None) -> float:
-    frames = sum(len(clip.features) for clip in clips if split in (None, clip.split))
-    return frames / config.model.fps / 60
+def _minutes(study: Study, clips: Sequence[Any], config: RunConfig, split: str | None = None) -> float:
+    return sum(study.trials.seconds(config, clip) for clip in clips if split in (None, clip.split)) / 60
 
 
 def _show(study: Study, rows: Sequence[Mapping[str, Any]], console: Console) -> None:

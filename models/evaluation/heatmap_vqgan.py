@@ -44,6 +44,7 @@ def evaluate_heatmaps(
     form: HeatmapFormat,
     *,
     batch_size: int = 4,
+    most_windows: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Renders windows of clips, every joint as sure as can be, and compares them with what their tokens decode to.
@@ -53,6 +54,7 @@ def evaluate_heatmaps(
         clips: at the frame rate that the model was trained with.
         form: what its heatmaps are like.
         batch_size: windows at once.
+        most_windows: so many at most, evenly spread over all there are.
         progress: called with how many windows are done, and how many there are.
 
     Returns:
@@ -71,6 +73,8 @@ def evaluate_heatmaps(
         UserError: no clip is as long as a window.
     """
     windows = windows_of(clips, model.config.frames)
+    if most_windows is not None and most_windows < len(windows):
+        windows = windows[torch.linspace(0, len(windows) - 1, most_windows).round().long()]
     device = model.last_weight.device
     scores, usage = HeatmapScores(), metrics.CodeUsage(1, model.config.codebook_size)
     errors: dict[str, list[Tensor]] = {"keypoint_px": [], "keypoint_px_original": [], "keypoint_px_other": []}

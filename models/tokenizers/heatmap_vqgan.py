@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from fastvq import CodebookRules, GumbelSoftmax, Learned, VectorQuantize
+from fastvq import EMA, CodebookRules, GumbelSoftmax, KMeansInit, Learned, RelativeUsage, VectorQuantize
 from fastvq.models import storage
 from fastvq.models.errors import UserError
 from fastvq.models.nn.volume_autoencoder import VolumeDecoder, VolumeEncoder
@@ -25,6 +25,7 @@ from fastvq.models.tokenizers.config import check_integer, check_number
 from fastvq.models.tokenizers.saved_config import SavedConfig
 
 HeatmapQuantizer = Literal["vq", "gumbel"]
+CodebookUpdate = Literal["learned", "ema"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,10 @@ class HeatmapVQGANConfig(SavedConfig):
     """vq takes the nearest code; gumbel draws codes, as a discrete VAE does."""
     temperature: float = 1.0
     """Of the drawing of codes; only of gumbel."""
+    codebook_update: CodebookUpdate = "learned"
+    """learned, as published: codes begin between -1 / K and 1 / K, follow gradients, and are never replaced. ema, a
+    deviation for short trainings: they begin at the means of the first batch's latents, follow moving averages, and
+    unused ones are replaced."""
     attention_size: int = 16
     """Rows at which the encoder's levels have non-local blocks."""
     norm_groups: int = 32
@@ -85,6 +90,12 @@ class HeatmapVQGANConfig(SavedConfig):
             raise UserError(
                 f"quantizer must be one of {', '.join(get_args(HeatmapQuantizer))}, got {self.quantizer!r}"
             )
+        if self.codebook_update not in get_args(CodebookUpdate):
+            raise UserError(
+                f"codebook_update must be one of {', '.join(get_args(CodebookUpdate))}, got {self.codebook_update!r}"
+            )
+        if self.codebook_update != "learned" and self.quantizer == "gumbel":
+            raise UserError("drawn codes learn by gradients: with quantizer gumbel, codebook_update must be learned")
         for name in ("frames", "size"):
             check_divisible(name, getattr(self, name), self.downsample)
 
@@ -126,7 +137,8 @@ class HeatmapVQGAN(nn.Module):
     them; T, H and W are multiples of ``config.downsample``. Tokens are (B, T', H', W') int64. Latents stay
     channels-first: the quantizer reads them in place.
 
-    The codes are parameters, drawn evenly from -1 / K to 1 / K, and never replaced. As a discrete VAE, where the
+    The codes are parameters, drawn evenly from -1 / K to 1 / K, and never replaced, unless ``codebook_update`` says
+    otherwise. As a discrete VAE, where the
     published comparison gives no details, the same model draws its codes with probability softmax(-distance^2 /
     temperature) in training, and latents and codes get their gradients through the relaxed draw alone.
 
@@ -160,13 +172,14 @@ class HeatmapVQGAN(nn.Module):
         self.quantizer = VectorQuantize(
             config.code_dim,
             config.codebook_size,
-            rules=CodebookRules(update=Learned(0.0 if drawn else config.codebook_weight), init=None, dead=None),
+            rules=_rules(config),
             estimator=GumbelSoftmax(config.temperature) if drawn else None,
             commitment_weight=0.0 if drawn else 1.0,
             channel_dim=1,
         )
-        bound = 1 / config.codebook_size
-        nn.init.uniform_(self.quantizer.codebook, -bound, bound)
+        if config.codebook_update == "learned":
+            bound = 1 / config.codebook_size
+            nn.init.uniform_(self.quantizer.codebook, -bound, bound)
         self.from_codes = nn.Conv3d(config.code_dim, config.latent_channels, 1)
         self.decoder = VolumeDecoder(
             config.latent_channels, config.in_channels, up_stages=config.down_stages, **shape
@@ -305,6 +318,13 @@ class HeatmapVQGAN(nn.Module):
             storage.write_tensors(staged / pretrained.SAFETENSORS, self.state_dict(), {"format": "pt"})
             values = {**self.config.to_dict(), **(extra_config or {})}
             (staged / pretrained.CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _rules(config: HeatmapVQGANConfig) -> CodebookRules:
+    if config.codebook_update == "ema":
+        return CodebookRules(update=EMA(), init=KMeansInit(), dead=RelativeUsage())
+    weight = config.codebook_weight if config.quantizer == "vq" else 0.0
+    return CodebookRules(update=Learned(weight), init=None, dead=None)
 
 
 def check_divisible(name: str, length: int, downsample: int) -> None:

@@ -1,8 +1,8 @@
 """Losses of the adversarial VQ-GAN on heatmaps (2025, arXiv 2509.19252; VQ-GAN, Esser et al. 2021, section 3.1).
 
-Generator: w_1 L1 + w_p perceptual + quantizer + f lambda g, with g = -mean D(fake). Discriminator: f / 2 (mean
-relu(1 - D(real)) + mean relu(1 + D(fake))). lambda = w_a |d rec / d last| / (|d g / d last| + 1e-4), at most
-w_a 10^4, rec the first two terms, and the gradients those of the last layer's weight. f is 0 before the start.
+Generator: w_1 L1 + w_2 L2 + w_p perceptual + quantizer + f lambda g, with g = -mean D(fake). Discriminator: f / 2
+(mean relu(1 - D(real)) + mean relu(1 + D(fake))). lambda = w_a |d rec / d last| / (|d g / d last| + 1e-4), at most
+w_a 10^4, rec the first three terms, and the gradients those of the last layer's weight. f is 0 before the start.
 """
 
 from __future__ import annotations
@@ -33,6 +33,12 @@ class AdversarialWeights:
 
     l1: float = 1.0
     """Mean absolute difference."""
+    l2: float = 0.0
+    """Mean squared difference; 0 is published. Its gradient is that of the pixels that are wrong, while that of l1 is
+    as large for nearly black ones as for missing limbs: short trainings get somewhere with this one."""
+    foreground: float = 0.0
+    """In l1 and l2 a pixel weighs 1 + foreground times how bright it should be; 0 is published. Heatmaps are nearly
+    black, and a black picture is where short trainings otherwise stay."""
     perceptual: float = 1.0
     """Perceptual term."""
     adversarial: float = 0.8
@@ -43,7 +49,7 @@ class AdversarialWeights:
     """Step from which the discriminator takes part; 24000 is published for a single camera."""
 
     def __post_init__(self) -> None:
-        for name in ("l1", "perceptual", "adversarial", "factor"):
+        for name in ("l1", "l2", "foreground", "perceptual", "adversarial", "factor"):
             check_number(f"loss.{name}", getattr(self, name), 0)
         check_integer("loss.start", self.start, 0)
 
@@ -93,6 +99,10 @@ def generator_losses(
     fake = result.heatmaps.to(heatmaps.dtype)
     l1, looks = F.l1_loss(fake, heatmaps), perceptual(fake, heatmaps)
     reconstruction = weights.l1 * l1 + weights.perceptual * looks
+    if weights.l2 or weights.foreground:
+        error, bright = (fake - heatmaps).abs(), 1 + weights.foreground * heatmaps
+        differences = weights.l1 * (error * bright).mean() + weights.l2 * (error.square() * bright).mean()
+        reconstruction = differences + weights.perceptual * looks
     total = reconstruction + result.loss
     adversarial = weight = total.new_zeros(())
     if discriminator is not None:

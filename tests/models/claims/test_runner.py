@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fastvq.models.claims import runner
+from fastvq.models.claims import motion_trials, runner
 from fastvq.models.claims.study import Claim, Run, Study, View
 from fastvq.models.errors import UserError
 from fastvq.models.motion.feature_formats import format_of
@@ -48,14 +48,20 @@ def test_rows_files_and_nothing_twice(clips, tmp_path, monkeypatch):
     assert rows[-1]["foot_skate_original"] == rows[0]["foot_skate_original"]
     assert np.isfinite([row["mpjpe_mm"] for row in rows]).all()
     assert len({row["mpjpe_mm"] for row in rows}) == len(rows), "seeds, runs and views differ"
-    assert set(first) <= set(runner.COLUMNS)
+    assert set(first) <= set(STUDY.columns())
     # A run that was trained and not measured is not trained again, one that was measured not even loaded.
     (tmp_path / "two_seed5.json").unlink()
     monkeypatch.setattr("fastvq.models.training.trainer._Run.advance", lambda _: pytest.fail("a step was taken"))
     again = rows_of(clips, tmp_path)
     assert again == rows
-    monkeypatch.setattr(runner, "train", lambda *_, **__: pytest.fail("a run was loaded"))
+    monkeypatch.setattr(motion_trials, "train", lambda *_, **__: pytest.fail("a run was loaded"))
     assert rows_of(clips, tmp_path) == rows
+
+
+def test_a_run_may_have_fewer_seeds(clips, tmp_path):
+    one = replace(STUDY, runs=(replace(STUDY.runs[0], seeds=1), STUDY.runs[1]))
+    rows = rows_of(clips, tmp_path, study=one)
+    assert [(row["run"], row["seed"]) for row in rows] == [("one", 0), ("two", 0), ("two", 0), ("two", 5), ("two", 5)]
 
 
 def test_measurements_by_others_are_not_taken_for_these(clips, tmp_path):

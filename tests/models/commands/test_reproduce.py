@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from fastvq.models.claims.runner import COLUMNS
 from fastvq.models.claims.studies import study
 from fastvq.models.training import trainer
 
@@ -19,7 +18,7 @@ def test_claims_beside_measurements(fastvq: Callable[..., Any], tmp_path: Path) 
     assert outcome.code == 0
     assert "the motions are made up" in outcome.out
     rows = list(csv.DictReader((out / "claims_s3.csv").read_text().splitlines()))
-    assert tuple(rows[0]) == COLUMNS
+    assert tuple(rows[0]) == study("s3").columns()
     assert len(rows) == sum(len(run.streams) for run in study("s3").runs)
     assert all(float(row["mpjpe_mm"]) > 0 for row in rows)
     page = (out / "claims_s3.md").read_text()
@@ -77,6 +76,31 @@ def test_pgr2m_s_claims_have_their_orthogonality(fastvq: Callable[..., Any], tmp
     assert "not measured" not in page
     lengths = {line.count("|") for line in page[page.index("| run |") :].strip().splitlines()}
     assert len(lengths) == 1, "a heading breaks the table"
+
+
+def test_heatmaps_are_measured_as_pictures(fastvq: Callable[..., Any], tmp_path: Path) -> None:
+    outcome = fastvq("reproduce", "s2", "--quick", "--width", "8", "--out", tmp_path / "out")
+    assert outcome.code == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "claims_s2.csv").read_text().splitlines()))
+    assert [row["run"] for row in rows] == [run.name for run in study("s2").runs]
+    assert all(-1 < float(row["ssim"]) < 1 and 0 < float(row["t_std"]) < 1 for row in rows)
+    # 4 windows of 8 frames, 32 pixels square.
+    assert {
+        row["run"]: float(row["codes_per_second"]) for row in rows if row["run"] in ("adversarial", "f2", "f8")
+    } == {
+        "adversarial": 2 * 8 * 8 * 30 / 8,
+        "f2": 4 * 16 * 16 * 30 / 8,
+        "f8": 1 * 4 * 4 * 30 / 8,
+    }
+    page = (tmp_path / "out" / "claims_s2.md").read_text()
+    assert "not measured" not in page
+    assert "made-up motions at 30 frames a second" in page
+    assert "4 steps of 4 windows of 8 frames of 32 x 32 pixels" in page
+    assert "FID" not in page
+    refused = fastvq("reproduce", "s2", "--quick", "--out", tmp_path / "new", "--evaluator", tmp_path)
+    assert refused.code == 2
+    assert "--evaluator measures motions, which s2 does not reconstruct: leave it out" in refused.err
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

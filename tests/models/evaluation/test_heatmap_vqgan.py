@@ -73,6 +73,23 @@ def test_what_shows_the_pose_is_better_than_what_shows_another(clips):
     assert single["keypoint_px_other"] is None
 
 
+def test_some_windows_are_spread_over_all(clips):
+    windows = windows_of(clips, 4)
+    asked = []
+
+    class Recording(HeatmapVQGAN):
+        def forward(self, heatmaps):
+            asked.append(heatmaps)
+            return super().forward(heatmaps)
+
+    form = HeatmapFormat(size=32)
+    model = Recording(CONFIG).eval()
+    assert evaluate_heatmaps(model, clips, form, most_windows=3)["windows"] == 3
+    middle = round((len(windows) - 1) / 2)
+    assert torch.equal(torch.cat(asked), form.render(windows[[0, middle, -1]]))
+    assert evaluate_heatmaps(model, clips, form, most_windows=10**6)["windows"] == len(windows)
+
+
 def _short(clip):
     return prepare_joints([type(clip)(clip.name, clip.fps, clip.joints[:5])], fps=5.0, least=4)[0]
 

@@ -101,6 +101,25 @@ def test_the_non_local_block_adds_to_its_normalised_input():
     torch.testing.assert_close(block(x), rows.view(x.shape) + block.out(attended), rtol=0, atol=1e-12)
 
 
+def test_codes_may_follow_averages_instead_of_gradients():
+    published, model = tiny(), tiny(codebook_update="ema")
+    assert published.quantizer.codebook.abs().max() <= 1 / 32
+    heatmaps = volumes()
+    used = [len(m.train()(heatmaps).indices.unique()) for m in (published, model)]
+    assert used[1] >= 16 > used[0], "they begin among the latents"
+    assert isinstance(published.quantizer.codebook, torch.nn.Parameter)
+    assert not isinstance(model.quantizer.codebook, torch.nn.Parameter)
+    with torch.no_grad():  # a code that no latent takes any more
+        model.quantizer.codebook[0, 5] = 1e4
+    for _ in range(300):
+        model(heatmaps)
+    assert model.quantizer.codebook.abs().max() < 1e3, "it was replaced"
+    with pytest.raises(UserError, match="with quantizer gumbel, codebook_update must be learned"):
+        tiny(codebook_update="ema", quantizer="gumbel")
+    with pytest.raises(UserError, match="codebook_update must be one of learned, ema, got 'mean'"):
+        tiny(codebook_update="mean")
+
+
 def test_checkpointing_changes_no_gradient():
     shape = {"channels": (8, 16), "norm_groups": 4}
     modules = (

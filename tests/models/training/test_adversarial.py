@@ -76,6 +76,18 @@ def test_the_generator_s_loss(scene):
     assert all(parameter.requires_grad for parameter in judge.parameters())
 
 
+def test_what_should_be_bright_may_weigh_more(scene):
+    last, fake, real, _ = scene
+    result = HeatmapReconstruction(fake, torch.zeros(2, 1, 1, 1).long(), fake.new_tensor(0.0))
+    weights = AdversarialWeights(l1=2.0, perceptual=0.0, foreground=3.0, l2=5.0)
+    losses = generator_losses(result, real, last.weight, weights)
+    error = 2 * (fake - real).abs() + 5 * (fake - real) ** 2
+    torch.testing.assert_close(losses.total, (error * (1 + 3 * real)).mean())
+    torch.testing.assert_close(losses.l1, F.l1_loss(fake, real).detach())  # the log stays comparable
+    with pytest.raises(UserError, match=r"loss\.foreground must be a number at least 0, got -1"):
+        AdversarialWeights(foreground=-1.0)
+
+
 def test_without_a_discriminator_nothing_is_adversarial(scene):
     last, fake, real, _ = scene
     result = HeatmapReconstruction(fake, torch.zeros(2, 1, 1, 1).long(), fake.new_tensor(0.25))
