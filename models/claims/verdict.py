@@ -79,18 +79,18 @@ def markdown(study: Study, rows: Rows, facts: Mapping[str, str], notes: Sequence
     """
     verdicts = [judge(claim, rows) for claim in study.claims]
     lines = [f"# {study.title}: claims and measurements", ""]
-    lines += [_score(verdicts), ""]
+    lines += [score(verdicts), ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()] + ["", study.equal, "", "## Claims", ""]
     lines += ["| claim | source | published | measured | |", "|---|---|---|---|---|"]
     units = {**study.trials.metrics, **TRAIN_PERPLEXITY, **study.metrics}
-    lines += [_claim_line(verdict, units) for verdict in verdicts]
+    lines += [claim_line(verdict, units) for verdict in verdicts]
     lines += ["", "Reproduced: the mean over the seeds improves at every step, and the last is better than the first"]
     lines += ["for every seed. Why sizes differ:", "", *(f"- {note}" for note in [*notes, *_reasons(study)]), ""]
     lines += ["## Measurements", "", f"{MEASURED} {study.trials.measured}", ""]
     return "\n".join([*lines, *_table(rows, units, study.trials.originals), ""])
 
 
-def _score(verdicts: Sequence[Verdict]) -> str:
+def score(verdicts: Sequence[Verdict]) -> str:
     """How many hold, those of the paper and our own apart."""
     parts = []
     for ours, what in ((False, "claims of the paper reproduced in direction"), (True, "further checks of ours held")):
@@ -104,7 +104,8 @@ def _reasons(study: Study) -> list[str]:
     return list(dict.fromkeys(f"{claim.why}." for claim in study.claims if claim.why))
 
 
-def _claim_line(verdict: Verdict, units: Mapping[str, str]) -> str:
+def claim_line(verdict: Verdict, units: Mapping[str, str]) -> str:
+    """A line of the table of claims; ``units`` names the metrics."""
     claim = verdict.claim
     published = f"{_chain(claim.published)} ({claim.published_as})" if claim.published else "not at hand"
     if claim.source == "ours":
@@ -129,7 +130,7 @@ def _table(rows: Rows, units: Mapping[str, str], originals: Mapping[str, str]) -
     heads = ["run", "codes/s", "parameters", "steps", "seconds", "seeds", *(units[name] for name in shown)]
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
     themselves = [
-        _spread([float(row[originals[name]]) for row in rows[:1] if _has(row, originals.get(name))]) for name in shown
+        spread([float(row[originals[name]]) for row in rows[:1] if _has(row, originals.get(name))]) for name in shown
     ]
     if any(themselves):
         lines.append("| " + " | ".join(["the motions themselves", *[""] * 5, *themselves]) + " |")
@@ -138,12 +139,13 @@ def _table(rows: Rows, units: Mapping[str, str], originals: Mapping[str, str]) -
         cells = [view.name, f"{own[0]['codes_per_second']:g}", f"{own[0]['parameters'] / 1e6:.2f} M"]
         cells += [f"{own[0]['steps']:,}", f"{mean(float(row['seconds']) for row in own):.0f}"]
         cells += [" ".join(str(row["seed"]) for row in own)]
-        cells += [_spread([float(row[name]) for row in own if _has(row, name)]) for name in shown]
+        cells += [spread([float(row[name]) for row in own if _has(row, name)]) for name in shown]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
+    """Mean (smallest to largest)."""
     if not values:
         return ""
     middle = f"{mean(values):.4g}"

@@ -165,11 +165,13 @@ class Reproduce:
     out: OptionalPath = None
     """Folder of the runs and tables; runs/reproduce-SYSTEM if absent."""
     steps: OptionalInteger = None
-    """Optimizer steps of every run; if absent, what takes about 90 seconds on one thread."""
+    """Optimizer steps of every run; if absent, what takes a few minutes at most on one thread."""
     width: OptionalInteger = None
-    """Channels of every run's convolutions."""
+    """Channels of every run's convolutions, or of its transformers."""
     seeds: tuple[int, ...] = ()
     """Seeds, each a run of everything; three if absent."""
+    tokenizer: OptionalText = None
+    """Of a study of generators (s3-gen): a trained tokenizer to share, in place of one that is trained first."""
     evaluator: OptionalPath = None
     """The evaluator that FIDs are taken from; if absent, a small one is trained once for the data, beside --out."""
     quick: bool = False

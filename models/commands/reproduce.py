@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +12,27 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from fastvq.models.claims.generator_study import GeneratorStudy
 from fastvq.models.claims.runner import reproduce
 from fastvq.models.claims.studies import study as find_study
 from fastvq.models.claims.study import Study
 from fastvq.models.claims.verdict import judge, markdown
-from fastvq.models.commands import common
+from fastvq.models.commands import common, reproduce_generator
+from fastvq.models.commands.claims_evaluator import csv_text, evaluator_of
 from fastvq.models.commands.options import Reproduce
-from fastvq.models.commands.train_evaluator import print_facts, train_with_bar
 from fastvq.models.errors import UserError
-from fastvq.models.evaluation.embedding import check_takes
 from fastvq.models.evaluation.evaluate import evaluate
 from fastvq.models.evaluation.evaluator import (
-    CONFIG,
-    SMALL,
-    EvaluatorConfig,
     MotionTextEvaluator,
     identity,
-    load_evaluator,
-    read_facts,
 )
-from fastvq.models.evaluation.official_evaluator import open_evaluator
 from fastvq.models.motion.procedural import generate_clips
 from fastvq.models.storage import write_text
 from fastvq.models.tokenizers.config import check_integer
 from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 from fastvq.models.training.config import RunConfig, TrainConfig
-from fastvq.models.training.data import FeatureClip, fingerprint
+from fastvq.models.training.data import FeatureClip
 from fastvq.models.training.environment import device_name
-from fastvq.models.training.evaluator import SHORT
 from fastvq.models.training.heatmap_data import prepare_joints
 from fastvq.models.training.heatmap_vqgan import HeatmapTrainConfig
 
@@ -54,6 +44,10 @@ QUICK_CLIPS, QUICK_STEPS, QUICK_WIDTH = 40, 4, 16
 def run(command: Reproduce) -> int:
     """Trains, measures and decides; returns the exit code."""
     study = find_study(command.system)
+    if isinstance(study, GeneratorStudy):
+        return reproduce_generator.run(command, study)
+    if command.tokenizer is not None:
+        raise UserError(f"--tokenizer is for studies of generators, and {study.name} trains tokenizers: leave it out")
     quick = command.quick
     steps = (QUICK_STEPS if quick else study.steps) if command.steps is None else command.steps
     width = (QUICK_WIDTH if quick else study.width) if command.width is None else command.width
@@ -78,7 +72,7 @@ def run(command: Reproduce) -> int:
     learnt: dict[str, Any] = {}
     try:
         if on_motions:
-            evaluator, learnt = _evaluator(command, clips, config.model.input_dim, out, console)
+            evaluator, learnt = evaluator_of(command, clips, config.model.input_dim, out, console)
 
         def measure(model: MotionTokenizer, held_out: Sequence[FeatureClip], streams: int | None) -> dict[str, Any]:
             return evaluate(model, held_out, streams=streams, evaluator=evaluator)
@@ -113,31 +107,6 @@ def run(command: Reproduce) -> int:
     return 0
 
 
-def _evaluator(
-    command: Reproduce, clips: Sequence[FeatureClip], input_dim: int, out: Path, console: Console
-) -> tuple[MotionTextEvaluator | None, dict[str, Any]]:
-    """The evaluator that was given, that of the data if it was trained before, or one that is trained now, and facts
-    of its training; None where the motions have no descriptions to learn from."""
-    if command.evaluator is not None:
-        own, given = command.evaluator.is_dir(), open_evaluator(command.evaluator)
-        check_takes(given, input_dim)
-        return given, read_facts(command.evaluator)["training"] if own else {}
-    if len({clip.text for clip in clips if clip.split == "train" and clip.text.strip()}) < 2:
-        console.print("The motions have no descriptions, so that there is no evaluator and no FID.")
-        return None, {}
-    folder = out.parent / f"evaluator-{fingerprint(clips)[:8]}{'-quick' if command.quick else ''}"
-    if not (folder / CONFIG).is_file():
-        training = replace(SHORT, movement_steps=5, match_steps=5) if command.quick else SHORT
-        data = "made-up motions" if command.data is None else command.data.resolve().name
-        config = EvaluatorConfig(input_dim=input_dim, **SMALL)
-        trained, facts = train_with_bar(config, clips, console, data=data, training=training)
-        trained.save(folder, facts)
-    console.print(f"Evaluator: {folder}", markup=False)
-    learnt = read_facts(folder)["training"]
-    print_facts(learnt, console)
-    return load_evaluator(folder), learnt
-
-
 def _fid(evaluator: MotionTextEvaluator, learnt: Mapping[str, Any], clips: Sequence[FeatureClip]) -> str:
     """What the FIDs are, in words."""
     counts = [len(evaluator.windows(clip.features)) for clip in clips if clip.split == "test"]
@@ -154,19 +123,6 @@ def _fid(evaluator: MotionTextEvaluator, learnt: Mapping[str, Any], clips: Seque
             f"(by chance {test['chance_top1']:.0%})"
         )
     return text
-
-
-def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Rows as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _short(row.get(name, "")) for name in columns} for row in rows)
-    return text.getvalue()
-
-
-def _short(value: Any) -> Any:
-    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def _clips(command: Reproduce, config: RunConfig, console: Console) -> list[Any]:
