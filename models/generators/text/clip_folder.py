@@ -38,7 +38,7 @@ class ClipFolderEncoder(TextEncoder):
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
             self._model: Any = CLIPTextModelWithProjection.from_pretrained(str(folder), local_files_only=True).eval()
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        except Exception as error:  # what libraries raise of damaged files is nearly anything
             raise UserError(f"{folder} holds no CLIP that transformers reads ({first_line(error)})") from error
         self.dim = int(self._model.config.projection_dim)
         self._longest = int(self._model.config.max_position_embeddings)

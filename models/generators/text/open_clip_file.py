@@ -35,7 +35,7 @@ class OpenClipEncoder(TextEncoder):
         try:
             self._model: Any = open_clip.create_model(architecture, pretrained=str(path)).eval()
             self._tokenize: Any = open_clip.get_tokenizer(architecture)
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        except Exception as error:  # what libraries raise of damaged files is nearly anything
             raise UserError(f"{path} holds no weights of {architecture} ({first_line(error)})") from error
         self._longest = int(self._tokenize.context_length)
         self.identity = f"open-clip/1 {architecture} sha256={files_sha256([path])}"

@@ -39,7 +39,7 @@ class SentenceFolderEncoder(TextEncoder):
             ) from error
         try:
             self._model: Any = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        except Exception as error:  # what libraries raise of damaged files is nearly anything
             raise UserError(f"{folder} holds no sentence-transformers model ({first_line(error)})") from error
         self._longest = self._model.get_max_seq_length()
         self.identity = f"sentence/1 sha256={files_sha256([file for file in folder.rglob('*') if file.is_file()])}"

@@ -2,9 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from fastvq.models.cli import main
 from fastvq.models.generators.kinds import load_with_tokenizer
+from fastvq.models.motion.feature_formats import format_of
+from fastvq.models.motion.procedural import generate_clips
+from fastvq.models.training.data import prepare_clips
 
 TOKENIZER = (
     *("--steps", "2", "--width", "16", "--output-dim", "16", "--codes", "8", "--depth", "1", "--stages", "2"),
@@ -18,8 +23,6 @@ TINY = (
 
 @pytest.fixture(scope="module", name="tokenizer")
 def tokenizer_fixture(tmp_path_factory):
-    from fastvq.models.cli import main
-
     out = tmp_path_factory.mktemp("runs") / "tokenizer"
     assert main(["train", "rvqvae", "--clips", "20", "--out", str(out), *TOKENIZER]) == 0
     return out
@@ -50,6 +53,23 @@ def test_recorded_motions_train_a_generator(fastvq, tokenizer, motions, tmp_path
     )
     assert (outcome.code, outcome.err) == (0, "")
     assert "; 2 held out" in outcome.out
+
+
+def test_a_humanml3d_folder_is_learnt_from_with_all_its_texts(fastvq, tokenizer, tmp_path):
+    form = format_of(263)
+    clips = prepare_clips(generate_clips(3, seed=0, fps=form.fps), fps=form.fps, form=form)
+    for name in ("new_joint_vecs", "texts"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    for clip in clips[:2]:
+        np.save(tmp_path / "data" / "new_joint_vecs" / f"{clip.name}.npy", clip.features)
+        lines = f"{clip.text}#a/DET#0.0#0.0\nsomebody moves#a/DET#0.0#0.0\n"
+        (tmp_path / "data" / "texts" / f"{clip.name}.txt").write_text(lines)
+    (tmp_path / "data" / "train.txt").write_text("\n".join(clip.name for clip in clips[:2]))
+    np.save(tmp_path / "data" / "new_joint_vecs" / "silent.npy", clips[2].features)
+    run = tmp_path / "run"
+    outcome = fastvq("train", "hifigpt", "--tokenizer", tokenizer, "--data", tmp_path / "data", "--out", run, *TINY)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "2 motions to learn from, with 3 texts" in outcome.out
 
 
 @pytest.mark.parametrize(
