@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fastvq.benchmarks.rows import COLUMNS, ENVIRONMENT, SCHEMA
 from fastvq.benchmarks.shapes import Shape
 
-WHOLE_MODELS = ("motion-vqvae",)
+WHOLE_MODELS = ("motion-vqvae", "heatmap-vqgan")
 SEARCHES = ("nearest", "residual_nearest")
 MACHINE = "machine"  # the op of rows that tell what the machine can do: operations, or a copy's bytes as N
 COPY = "copy"  # its pass

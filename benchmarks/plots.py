@@ -36,6 +36,7 @@ SECTIONS = {
     "backward": 3,
     "optimizer": 5,
     "codebook update": 6,
+    "discriminator": 6,  # of models that have no codebook update
 }
 UNITS = {"N": "row", "K": "row and code", "D": "row and dimension", "Q": "row and stage", "G": "row and group"}
 

@@ -197,19 +197,31 @@ class Contender:
         seconds = {name: values[-last:] for name, values in self.timer.seconds.items()}
         found = {}
         if self.setup.quantizer != WITHOUT:
-            found["quantizer"] = _sum(seconds["quantizer"], seconds["quantizer_backward"])
+            found["quantizer"] = sum_of(seconds["quantizer"], seconds["quantizer_backward"])
         updates = seconds.get("codebook update")
         if updates:  # inside the quantizer's forward pass
             seconds["quantizer"] = [whole - part for whole, part in zip(seconds["quantizer"], updates, strict=True)]
         for name in ("data", "encoder", "quantizer", "codebook update", "decoder", "losses", "backward", "optimizer"):
             if name in seconds:
-                found[f"train-step:{name}"] = _sum(seconds[name])
+                found[f"train-step:{name}"] = sum_of(seconds[name])
         for name in ("losses", "decoder", "quantizer", "encoder"):
-            found[f"train-step-backward:{name}"] = _sum(seconds[f"{name}_backward"])
+            found[f"train-step-backward:{name}"] = sum_of(seconds[f"{name}_backward"])
         return found
 
+    def wrong_codes(self) -> int:
+        """How many rows of a batch get a code that is not the nearest."""
+        model = self.step.model
+        assert isinstance(model, MotionVQVAE)
+        with torch.no_grad():
+            latents = model.encoder(model.normalise(self.sampler.batch(0).motion))
+            indices = model.quantizer.encode(latents)
+        groups = model.config.streams
+        rows = latents.reshape(-1, groups, latents.shape[-1] // groups).transpose(0, 1).contiguous()
+        return excess(rows, model.quantizer.codebook.unsqueeze(1), indices.reshape(-1, groups).t().unsqueeze(-1))
 
-def _sum(*parts: Sequence[float]) -> Timing:
+
+def sum_of(*parts: Sequence[float]) -> Timing:
+    """The timing of parts of a step together, given the seconds of each, step by step."""
     values = [1e3 * sum(together) for together in zip(*parts, strict=True)]
     fifths = statistics.quantiles(values, n=5, method="inclusive") if len(values) > 1 else values * 4
     return Timing(len(values), statistics.median(values), fifths[0], fifths[3])
@@ -218,15 +230,3 @@ def _sum(*parts: Sequence[float]) -> Timing:
 def training_clips() -> list[FeatureClip]:
     """Made-up motions, always the same."""
     return [clip for clip in prepare_clips(generate_clips(40, seed=0)) if clip.split == "train"]
-
-
-def wrong_codes(contender: Contender) -> int:
-    """How many rows of a batch get a code that is not the nearest."""
-    model = contender.step.model
-    assert isinstance(model, MotionVQVAE)
-    with torch.no_grad():
-        latents = model.encoder(model.normalise(contender.sampler.batch(0).motion))
-        indices = model.quantizer.encode(latents)
-    groups = model.config.streams
-    rows = latents.reshape(-1, groups, latents.shape[-1] // groups).transpose(0, 1).contiguous()
-    return excess(rows, model.quantizer.codebook.unsqueeze(1), indices.reshape(-1, groups).t().unsqueeze(-1))

@@ -1,9 +1,11 @@
-"""A whole training step of the motion tokenizer: by quantizer, by lever of the trainer, by section, and its memory.
+"""A whole training step of a model: by quantizer, by lever of the trainer, by section, and its memory.
 
 Run ``python -m benchmarks.training_step`` on a quiet machine; it takes about three minutes on two cores and appends
 its rows to ``benchmarks/results/cpu/training_step.csv``. ``--width 512 1024 --batch-size 16 128`` measures all four
 sizes of the published model, which takes a quarter of an hour. Contenders take turns
-(:mod:`fastvq.benchmarks.training_contenders` says who they are).
+(:mod:`fastvq.benchmarks.training_contenders` says who they are). ``--heatmaps 16 64`` measures the heatmap VQ-GAN and
+its discriminator instead, the published channels on windows of 16 frames of 64 x 64
+(:mod:`fastvq.benchmarks.heatmap_contenders`).
 
 Rows are ``train-step`` for whole steps; ``train-step:SECTION`` for their parts, which add up to them;
 ``train-step-backward:PART`` for the parts of the backward section; ``quantizer`` for the quantizer's forward, update
@@ -14,15 +16,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import fastvq
 from fastvq.benchmarks import peers
+from fastvq.benchmarks.heatmap_contenders import (
+    HeatmapContender,
+    heatmap_clips,
+    heatmap_settings,
+    heatmap_setups,
+)
 from fastvq.benchmarks.resident import peak_growth
 from fastvq.benchmarks.rows import Row, write_rows
 from fastvq.benchmarks.timing import Timing, interleave
@@ -36,21 +46,76 @@ from fastvq.benchmarks.training_contenders import (
     Setup,
     setups,
     training_clips,
-    wrong_codes,
 )
 from fastvq.models.tokenizers.config import MotionVQVAEConfig
+from fastvq.models.training.heatmap_vqgan import HeatmapTrainConfig
 
 RESULTS = Path(__file__).resolve().parent / "results" / "cpu" / "training_step.csv"
 _ROOT = Path(__file__).resolve().parent.parent
 STEPS_WEIGHED = 5
-# A checkout runs its own files, installed or not.
-_MODULE = f"{'benchmarks' if (_ROOT / 'pyproject.toml').exists() else 'fastvq.benchmarks'}.training_step"
+
+
+def checkout_module(name: str) -> str:
+    """What ``python -m`` calls a benchmark by: a checkout runs its own files, installed or not."""
+    return f"{'benchmarks' if (_ROOT / 'pyproject.toml').exists() else 'fastvq.benchmarks'}.{name}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model at one size.
+
+    Attributes:
+        op, shape, groups, rows, codes, code_dim: of its rows.
+        contender: makes one.
+        options: by which a child process knows the case.
+    """
+
+    op: str
+    shape: str
+    groups: int
+    rows: int
+    codes: int
+    code_dim: int
+    contender: Callable[[Setup], Contender | HeatmapContender]
+    options: tuple[str, ...]
+
+
+def motion_case(config: MotionVQVAEConfig, batch_size: int) -> Case:
+    """The motion tokenizer."""
+    return Case(
+        op="motion-vqvae",
+        shape=f"width {config.width}, {batch_size} windows of {WINDOW}",
+        groups=config.groups,
+        rows=batch_size * WINDOW // config.downsample,
+        codes=config.codebook_size,
+        code_dim=config.code_dim,
+        contender=lambda setup: Contender(setup, config, training_clips(), batch_size),
+        options=("--width", str(config.width), "--batch-size", str(batch_size)),
+    )
+
+
+def heatmap_case(config: HeatmapTrainConfig) -> Case:
+    """The heatmap VQ-GAN with its discriminator."""
+    model = config.model
+    windows = "1 window" if config.batch_size == 1 else f"{config.batch_size} windows"
+    return Case(
+        op="heatmap-vqgan",
+        shape=f"{windows} of {model.frames} x {model.size} x {model.size}, F{model.downsample}",
+        groups=1,
+        rows=config.batch_size * math.prod(model.token_shape),
+        codes=model.codebook_size,
+        code_dim=model.code_dim,
+        contender=lambda setup: HeatmapContender(setup, config, heatmap_clips(config)),
+        options=(
+            *("--heatmaps", str(model.frames), str(model.size)),
+            *("--heatmap-batch-size", str(config.batch_size)),
+        ),
+    )
 
 
 def row(
     setup: Setup,
-    config: MotionVQVAEConfig,
-    batch_size: int,
+    case: Case,
     pass_: str,
     timing: Timing,
     *,
@@ -62,13 +127,13 @@ def row(
     ours = setup.quantizer == OURS
     implementation = fastvq.ops.explain("cpu")["nearest"][0]
     return Row(
-        op="motion-vqvae",
+        op=case.op,
         pass_=pass_,
-        shape=f"width {config.width}, {batch_size} windows of {WINDOW}",
-        G=config.groups,
-        N=batch_size * WINDOW // config.downsample,
-        K=config.codebook_size,
-        D=config.code_dim,
+        shape=case.shape,
+        G=case.groups,
+        N=case.rows,
+        K=case.codes,
+        D=case.code_dim,
         Q=1,
         dtype="bfloat16" if setup.precision == "bf16" else "float32",
         precision="exact" if ours else "",
@@ -87,15 +152,12 @@ def row(
     )
 
 
-def time_steps(
-    config: MotionVQVAEConfig, batch_size: int, chosen: Sequence[Setup], reps: int, seconds: float
-) -> list[Row]:
+def time_steps(case: Case, chosen: Sequence[Setup], reps: int, seconds: float) -> list[Row]:
     """Times the contenders at one size, in turns, whole and by section."""
-    clips = training_clips()
-    contenders = {setup.name: Contender(setup, config, clips, batch_size) for setup in chosen}
+    contenders = {setup.name: case.contender(setup) for setup in chosen}
     calls: dict[str, Callable[[], object]] = {name: each.advance for name, each in contenders.items()}
     steps = interleave(calls, reps=reps, seconds=seconds)  # its first round does k-means and first allocations
-    wrong = {name: wrong_codes(each) for name, each in contenders.items() if each.setup.quantizer == OURS}
+    wrong = {name: each.wrong_codes() for name, each in contenders.items() if each.setup.quantizer == OURS}
     for name, count in wrong.items():
         if count:
             raise SystemExit(f"gate: {count} rows of {name} got a code that is not the nearest")
@@ -105,28 +167,26 @@ def time_steps(
     for name, step in steps.items():
         contender = contenders[name]
         parts = contender.passes(step.reps)
-        rows.append(row(contender.setup, config, batch_size, "train-step", step, floor=floor, wrong=wrong.get(name)))
-        rows += [
-            row(contender.setup, config, batch_size, pass_, part, wrong=wrong.get(name))
-            for pass_, part in parts.items()
-        ]
+        rows.append(row(contender.setup, case, "train-step", step, floor=floor, wrong=wrong.get(name)))
+        rows += [row(contender.setup, case, pass_, part, wrong=wrong.get(name)) for pass_, part in parts.items()]
         against = "" if best is None else f"  {best / step.median_ms:5.2f}x the faster peer"
         sections = ", ".join(
             f"{pass_.partition(':')[2]} {part.median_ms:.1f}"
             for pass_, part in parts.items()
             if pass_.startswith("train-step:")
         )
+        alone = f", quantizer with its backward {parts['quantizer'].median_ms:.2f}" if "quantizer" in parts else ""
         print(f"{name:40s} {step.median_ms:8.1f} ms a step ({step.p20_ms:.1f} to {step.p80_ms:.1f}){against}")
-        print(f"    {sections}", flush=True)
+        print(f"    {sections}{alone}", flush=True)
     return rows
 
 
-def memory_of(setup: Setup, config: MotionVQVAEConfig, batch_size: int) -> dict[str, float | None]:
+def memory_of(case: Case, setup: Setup) -> dict[str, float | None]:
     """MiB by which a step raises this process's memory, after two steps, and its milliseconds: medians of five steps.
 
     What an allocator keeps in reserve differs from step to step by more than two quantizers do.
     """
-    contender = Contender(setup, config, training_clips(), batch_size)
+    contender = case.contender(setup)
     for _ in range(2):
         contender.advance()
     peaks, times = [], []
@@ -138,16 +198,15 @@ def memory_of(setup: Setup, config: MotionVQVAEConfig, batch_size: int) -> dict[
     return {"ms": statistics.median(times), "peak_mib": statistics.median(known) if known else None}
 
 
-def memory_rows(config: MotionVQVAEConfig, batch_size: int, chosen: Sequence[Setup]) -> list[Row]:
+def memory_rows(case: Case, chosen: Sequence[Setup]) -> list[Row]:
     """The memory of a step of each contender, each in a fresh process."""
     rows = []
     for setup in chosen:
-        sizes = ["--width", str(config.width), "--batch-size", str(batch_size), "--memory-of", setup.name]
-        command = [sys.executable, "-m", _MODULE, *sizes]
+        command = [sys.executable, "-m", checkout_module("training_step"), *case.options, "--memory-of", setup.name]
         done = subprocess.run(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
         timing = Timing(STEPS_WEIGHED, found["ms"], found["ms"], found["ms"])
-        rows.append(row(setup, config, batch_size, "train-step-memory", timing, peak=found["peak_mib"]))
+        rows.append(row(setup, case, "train-step-memory", timing, peak=found["peak_mib"]))
         print(f"{setup.name:40s} {found['peak_mib'] or float('nan'):8.1f} MiB more at the peak of a step", flush=True)
     return rows
 
@@ -162,25 +221,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", choices=("time", "memory"), help="leave the other out")
     parser.add_argument("--few", action="store_true", help="of the levers only all together")
     parser.add_argument("--compile", action="store_true", help="torch.compile too; a minute or two for each size")
+    parser.add_argument(
+        "--heatmaps", type=int, nargs=2, metavar=("FRAMES", "SIZE"), help="the heatmap VQ-GAN on such windows instead"
+    )
+    parser.add_argument("--heatmap-batch-size", type=int, default=1, help="of those windows")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # what the parent asks its children for
     parser.add_argument("--out", type=Path, default=RESULTS, help="CSV file that gets the rows")
     options = parser.parse_args(arguments)
-    chosen = setups(not options.few, options.compile)
+    if options.heatmaps:
+        cases = [heatmap_case(heatmap_settings(*options.heatmaps, options.heatmap_batch_size))]
+        chosen, known = heatmap_setups(), heatmap_setups()
+    else:
+        cases = [motion_case(MotionVQVAEConfig(width=w), n) for w in options.width for n in options.batch_size]
+        chosen, known = setups(not options.few, options.compile), setups(True, True)
     if options.memory_of is not None:
-        named = {setup.name: setup for setup in setups(True, True)}
-        config = MotionVQVAEConfig(width=options.width[0])
-        print(json.dumps(memory_of(named[options.memory_of], config, options.batch_size[0])))
+        named = {setup.name: setup for setup in known}
+        print(json.dumps(memory_of(cases[0], named[options.memory_of])))
         return
-    for width in options.width:
-        for batch_size in options.batch_size:
-            config = MotionVQVAEConfig(width=width)
-            print(f"width {width}, batches of {batch_size} windows", flush=True)
-            rows = []
-            if options.only != "memory":
-                rows += time_steps(config, batch_size, chosen, options.reps, options.seconds)
-            if options.only != "time":
-                rows += memory_rows(config, batch_size, chosen)
-            write_rows(options.out, rows)
+    for case in cases:
+        print(f"{case.op}, {case.shape}", flush=True)
+        rows = []
+        if options.only != "memory":
+            rows += time_steps(case, chosen, options.reps, options.seconds)
+        if options.only != "time":
+            rows += memory_rows(case, chosen)
+        write_rows(options.out, rows)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,15 @@ class HeatmapTrainConfig(RunConfig):
                 f"rows and columns, got {self.model.frames} frames of {self.model.size}: use fewer "
                 "discriminator_layers"
             )
+        patches = self.batch_size
+        for length in (self.model.frames, self.model.size, self.model.size):
+            patches *= length // 2**self.discriminator_layers - 1
+        if self.loss.factor and patches == 1:
+            raise UserError(
+                "the discriminator's batch normalisation needs more than one value of a channel, and a single window "
+                f"of {self.model.frames} frames of {self.model.size} leaves it one: use a larger batch_size, or fewer "
+                "discriminator_layers"
+            )
 
     @property
     def heatmaps(self) -> HeatmapFormat:

@@ -1,11 +1,16 @@
+import dataclasses
+
 import pytest
 import torch
 
 pytest.importorskip("vector_quantize_pytorch", reason="the benchmark's peer is not installed")
 
-from fastvq.benchmarks import training_contenders, training_step
+from fastvq.benchmarks import heatmap_contenders, heatmap_full_size, training_contenders, training_step
 from fastvq.benchmarks.rows import read_rows
 from fastvq.benchmarks.training_contenders import ALL, GROUPED, HEADS, LEVERS, WITHOUT, Contender, Setup
+from fastvq.models.tokenizers.heatmap_vqgan import HeatmapVQGANConfig
+from fastvq.models.training.adversarial import AdversarialWeights
+from fastvq.models.training.heatmap_vqgan import HeatmapTrainConfig, train_heatmaps
 
 SMALL = training_contenders.MotionVQVAEConfig(width=8, output_dim=16, groups=2, codebook_size=8, depth=1)
 
@@ -28,6 +33,73 @@ def test_every_contender_is_timed_and_ours_is_gated(tmp_path, small):
         assert 0 <= float(row["p20_ms"]) <= float(row["median_ms"]) <= float(row["p80_ms"])
         assert row["gate"] == "pass"
         assert bool(row["impl"]) == (row["mismatch_rows"] == "0")
+
+
+@pytest.fixture
+def small_heatmaps(monkeypatch):
+    model = HeatmapVQGANConfig(
+        frames=8,
+        size=16,
+        channels=(8, 8),
+        down_stages=2,
+        latent_channels=8,
+        code_dim=8,
+        codebook_size=16,
+        norm_groups=4,
+    )
+    config = HeatmapTrainConfig(
+        model=model, loss=AdversarialWeights(start=0), discriminator_width=4, discriminator_layers=2
+    )
+    monkeypatch.setattr(training_step, "heatmap_settings", lambda frames, size, batch: config)
+    return config
+
+
+def test_the_heatmap_model_is_timed_with_its_quantizer(tmp_path, small_heatmaps):
+    path = tmp_path / "rows.csv"
+    training_step.main(["--heatmaps", "8", "16", "--reps", "3", "--only", "time", "--out", str(path)])
+    rows = read_rows(path)
+    assert {(row["op"], row["shape"], row["N"], row["D"]) for row in rows} == {
+        ("heatmap-vqgan", "1 window of 8 x 16 x 16, F4", "32", "8")
+    }
+    whole = [row for row in rows if row["pass"] == "train-step"]
+    assert {(row["peer"], row["dtype"]) for row in whole} == {
+        *(("", "float32"), (WITHOUT, "float32"), (GROUPED, "float32"), ("", "bfloat16"))
+    }
+    assert {row["peer"] for row in rows if row["pass"] == "quantizer"} == {"", GROUPED}
+    parts = {row["pass"] for row in rows if row["pass"].startswith("train-step:")}
+    assert parts == {f"train-step:{name}" for name in heatmap_contenders.SECTIONS}
+    assert all(row["mismatch_rows"] == "0" for row in rows if row["impl"])
+
+
+def test_the_heatmap_contender_steps_as_the_trainer_does(tmp_path, small_heatmaps):
+    config = dataclasses.replace(small_heatmaps, steps=2, checkpoint_every=2)
+    clips = heatmap_contenders.heatmap_clips(config)
+    clips = [dataclasses.replace(clip, split="train") for clip in clips]
+    contender = heatmap_contenders.HeatmapContender(Setup(), config, clips)
+    for _ in range(2):
+        contender.advance()
+    trained = train_heatmaps(config, clips, tmp_path / "run").model.state_dict()
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in contender.model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [heatmap_contenders.NoVolumeQuantizer, heatmap_contenders.PeerVolumeQuantizer])
+def test_other_quantizers_of_volumes_have_our_shapes(kind):
+    config = HeatmapVQGANConfig(code_dim=8, codebook_size=16)
+    quantizer = kind(config) if kind is heatmap_contenders.PeerVolumeQuantizer else kind()
+    quantized, indices, loss = quantizer.train()(torch.randn(2, 8, 3, 4, 5))
+    assert quantized.shape == (2, 8, 3, 4, 5)
+    assert indices.shape == (2, 3, 4, 5)
+    assert loss.shape == ()
+    assert sum(parameter.numel() for parameter in quantizer.parameters()) in (0, 16 * 8)
+
+
+def test_the_full_size_step_is_that_of_the_trainer(tmp_path, monkeypatch):
+    model = HeatmapVQGANConfig(frames=16, size=32, channels=(8, 8, 8), norm_groups=4, latent_channels=8, code_dim=8)
+    found = heatmap_full_size.train(model, "fp32", 1)
+    assert found["ms"] > 0
+    row = heatmap_full_size.row(model, "fp32", 1, found)
+    assert (row.shape, row.N) == ("F8, 1 window of 16 x 32 x 32", 32)
+    assert 100 < row.peak_mib < 16 * 1024  # of this process: torch alone takes more than the first
 
 
 def test_sections_are_disjoint():
@@ -69,7 +141,7 @@ def test_the_peer_has_a_codebook_for_each_group(heads):
 
 def test_memory_is_that_of_a_process_of_its_own(tmp_path):
     config = training_contenders.MotionVQVAEConfig(width=8)
-    found = training_step.memory_rows(config, 2, [Setup()])
+    found = training_step.memory_rows(training_step.motion_case(config, 2), [Setup()])
     assert [each.pass_ for each in found] == ["train-step-memory"]
     assert found[0].peak_mib is None or 0 < found[0].peak_mib < 1000
 

@@ -168,6 +168,10 @@ def test_clips_are_cut_where_no_body_could_move(clips):
         ({"sigma": 0.0}, "sigma must be a number above 0"),
         ({"azimuths": ()}, "azimuths must name at least one camera"),
         ({"discriminator_layers": 3}, "needs windows of at least 16 frames"),
+        (
+            {"discriminator_layers": 3, "batch_size": 1, "model": dataclasses.replace(MODEL, frames=16)},
+            "a single window of 16 frames of 16 leaves it one: use a larger batch_size",
+        ),
         ({"lr": 0.0}, "lr must be a number above 0"),
         ({"steps": 0}, "steps must be an integer of at least 1"),
     ],
