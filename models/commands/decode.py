@@ -24,8 +24,6 @@ def run(command: Decode) -> int:
         raise UserError(
             f"--format {form} is of heatmaps, and {command.checkpoint} is a tokenizer of motions: use bvh or npz"
         )
-    if command.data is not None:
-        raise UserError("--data helps to find joints in heatmaps, and motions have theirs: leave it out")
     model = common.load_model(command.checkpoint, command.device)
     clips = read_tokens(command.tokens, model)
     names = common.file_names([clip.name for clip in clips])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,15 @@ from fastvq.models.commands import common
 from fastvq.models.commands.heatmap_vqgan import load_model, read_clips, windows_at_once
 from fastvq.models.commands.options import Decode, Encode
 from fastvq.models.errors import UserError
+from fastvq.models.heatmaps.bodies import keypoints, volume_joints
 from fastvq.models.heatmaps.format import HeatmapFormat
 from fastvq.models.heatmaps.windows import cut, join
 from fastvq.models.motion.clip import Clip
+from fastvq.models.motion.joint_arrays import write_joint_arrays
 from fastvq.models.motion.skeleton import JOINT_NAMES
 from fastvq.models.tokenizers.checks import MIN_FRAMES
 from fastvq.models.tokenizers.heatmap_vqgan import HeatmapVQGAN
 from fastvq.models.tokenizers.volume_token_file import VolumeTokens, read_volume_tokens, write_volume_tokens
-from fastvq.models.training.heatmap_vqgan import HeatmapTrainConfig
 
 FORMAT = "fastvq-heatmaps/1"
 # As many as fastvq encode takes unless told otherwise.
@@ -75,42 +76,39 @@ def encode_clips(
 
 def decode(command: Decode, console: Console) -> int:
     """Decodes; returns the exit code."""
-    if command.format in ("bvh", "npz"):
+    if command.format == "bvh":
         raise UserError(
-            f"--format {command.format} is of motions, and {command.checkpoint} is a tokenizer of heatmaps: "
-            "use npy or json"
+            f"--format bvh is of motions, and {command.checkpoint} is a tokenizer of heatmaps: use npy, json or npz"
         )
     if command.rigid_bones:
         raise UserError("--rigid-bones is of motions, not of heatmaps: leave it out")
-    if command.format == "json" and command.data is None:
-        raise UserError("--format json writes joints, which are looked for near those of --data: give it")
     model, config = load_model(command.checkpoint, command.device)
+    form = config.heatmaps
+    if command.format == "npz" and form.projection == "plane":
+        raise UserError("--format npz needs the views of a volume, and these are of cameras: use npy or json")
     clips, fps = read_volume_tokens(command.tokens, model)
-    near = None if command.data is None else _near(command, console, config, clips)
-    names = common.file_names([clip.name for clip in clips])
-    contents: dict[str, Any] = {
-        "format": FORMAT,
-        "fps": fps,
-        "size": config.model.size,
-        "window": config.model.frames,
-        "joints": list(JOINT_NAMES),
-        "clips": {},
-    }
     with storage.replacing_files(command.out) as folder, common.progress_bar(console, "decoding") as bar:
-        task = bar.add_task("decoding", total=len(clips), name="")
-        for index, (clip, name) in enumerate(zip(clips, names, strict=True)):
-            joints = None if near is None else near[index]
-            written = _write(folder, name, command.format, clip, model, config.heatmaps, joints)
-            contents["clips"][clip.name] = {"frames": clip.frames, **written, "placed": clip.placed.tolist()}
-            bar.update(task, advance=1, name=clip.name)
-        common.write_json(folder / "clips.json", contents)
+        task = bar.add_task("decoding", total=sum(len(clip.tokens) for clip in clips), name="")
+
+        def shown(done: int, name: str) -> None:
+            bar.update(task, advance=done, name=name)
+
+        if command.format == "npz":
+            write_joint_arrays(folder / "motions.npz", [_motion(clip, model, form, fps, shown) for clip in clips])
+        else:
+            names = common.file_names([clip.name for clip in clips])
+            written = {
+                clip.name: _write(folder, name, clip, model, form, shown, pictures=command.format != "json")
+                for clip, name in zip(clips, names, strict=True)
+            }
+            size, window = config.model.size, config.model.frames
+            contents = {"format": FORMAT, "fps": fps, "size": size, "window": window, "joints": list(JOINT_NAMES)}
+            common.write_json(folder / "clips.json", {**contents, "clips": written})
     frames = sum(clip.frames for clip in clips)
-    what = {"json": "joints"}.get(command.format, "heatmaps" if near is None else "heatmaps and joints")
+    what = {"json": "joints", "npz": "motions.npz and motions.json"}.get(command.format, "heatmaps and joints")
     console.print(
         f"{len(clips)} clips, {frames:,} frames at {fps:g} per second -> {what} in {command.out}", markup=False
     )
-    if near is None:
-        console.print("Joints are looked for too where --data gives the motions that were encoded.", style="dim")
     return 0
 
 
@@ -128,60 +126,64 @@ def _named(name: str, form: HeatmapFormat, windows: Tensor) -> Tensor:
         raise UserError(f"clip {name!r} cannot be drawn: {error}") from error
 
 
-def _near(
-    command: Decode, console: Console, config: HeatmapTrainConfig, clips: Sequence[VolumeTokens]
-) -> list[Tensor]:
-    """Where the joints of the encoded motions lie in the views of each window, (W, C, T, J, 2) pixels."""
-    read = {clip.name: clip for clip in read_clips(command, console, config, least=MIN_FRAMES)}
-    found = []
-    for clip in clips:
-        motion = read.get(clip.name)
-        if motion is None or motion.frames != clip.frames:
-            held = "no such clip" if motion is None else f"one of {motion.frames} frames"
-            raise UserError(
-                f"{command.data} must hold the motions that were encoded, but of the clip {clip.name!r} of "
-                f"{clip.frames} frames it has {held}: give the data that fastvq encode got"
-            )
-        found.append(config.heatmaps.views(cut(motion.joints, config.model.frames)))
-    return found
-
-
 def _write(
     folder: Path,
     name: str,
-    kind: str,
     clip: VolumeTokens,
     model: HeatmapVQGAN,
     form: HeatmapFormat,
-    near: Tensor | None,
-) -> dict[str, str]:
-    """Writes the files of a clip; their names by what they hold."""
-    written, joints = {}, []
-    shape = (clip.frames, form.channels, form.size, form.size)
+    shown: Callable[[int, str], None],
+    *,
+    pictures: bool,
+) -> dict[str, Any]:
+    """Writes the files of a clip; what ``clips.json`` says of it."""
+    entry: dict[str, Any] = {"frames": clip.frames}
+    joints: list[Tensor] = []
     with contextlib.ExitStack() as stack:
-        pictures = None
-        if kind != "json":
-            written["heatmaps"] = f"{name}.heatmaps.npy"
-            pictures = stack.enter_context(open(folder / written["heatmaps"], "wb"))
-            header = {"descr": "<f2", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(pictures, header)
+        file = None
+        if pictures:
+            entry["heatmaps"] = f"{name}.heatmaps.npy"
+            file = stack.enter_context(open(folder / entry["heatmaps"], "wb"))
+            shape = (clip.frames, form.channels, form.size, form.size)
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
         first, left = 0, clip.frames
         for windows in decoded_windows(model, clip.tokens):
-            if near is not None:
-                joints.append(form.find_drawn(windows, near[first : first + len(windows)]))
+            joints.append(keypoints(form, windows, clip.placed[first : first + len(windows)]))
             part = join(windows, left)
-            if pictures is not None:
-                pictures.write(part.numpy().astype("<f2").tobytes())
+            if file is not None:
+                file.write(part.numpy().astype("<f2").tobytes())
             first, left = first + len(windows), left - len(part)
-    if near is not None:
-        pixels = join(torch.cat(joints), clip.frames).numpy().astype(np.float32)
-        written["keypoints"] = f"{name}.keypoints.{'json' if kind == 'json' else 'npy'}"
-        if kind == "json":
-            values = {"format": FORMAT, "name": clip.name, "pixels": _plain(pixels)}
-            common.write_json(folder / written["keypoints"], values)
-        else:
-            np.save(folder / written["keypoints"], pixels)
-    return written
+            shown(len(windows), clip.name)
+    pixels = join(torch.cat(joints), clip.frames).numpy().astype(np.float32)
+    entry["keypoints"] = f"{name}.keypoints.{'npy' if pictures else 'json'}"
+    entry["placed"] = clip.placed.tolist()
+    if pictures:
+        np.save(folder / entry["keypoints"], pixels)
+    else:
+        values = {"format": FORMAT, "name": clip.name, "pixels": _plain(pixels)}
+        common.write_json(folder / entry["keypoints"], values)
+    return entry
+
+
+def _motion(
+    clip: VolumeTokens, model: HeatmapVQGAN, form: HeatmapFormat, fps: float, shown: Callable[[int, str], None]
+) -> Clip:
+    """The joints of a clip in metres; where a frame shows no body, those of the nearest that does.
+
+    Raises:
+        UserError: no frame shows one.
+    """
+    found, first = [], 0
+    for windows in decoded_windows(model, clip.tokens):
+        found.append(volume_joints(form, windows, clip.placed[first : first + len(windows)]))
+        first += len(windows)
+        shown(len(windows), clip.name)
+    joints = torch.cat(found).flatten(0, 1)[: clip.frames]
+    there = joints.isfinite().flatten(1).all(dim=1).nonzero().flatten()
+    if not len(there):
+        raise UserError(f"the heatmaps of the clip {clip.name!r} show no body: train the model for longer")
+    nearest = (torch.arange(clip.frames)[:, None] - there).abs().argmin(dim=1)
+    return Clip(name=clip.name, fps=fps, joints=joints[there[nearest]].numpy(), split="")
 
 
 def _plain(pixels: np.ndarray) -> list[Any]:

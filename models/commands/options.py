@@ -75,10 +75,10 @@ class Decode:
     bvh writes one file for each clip; npz writes motions.npz, joint positions (frames, 22, 3) in metres of every clip
     by name, with motions.json beside it. Both have Y up and SMPL's 22 joints, and fastvq reads them again.
 
-    Of a heatmap-vqgan, npy writes the heatmaps (frames, views, rows, columns) of each clip. With --data, the motions
-    that were encoded, it writes the joints in them too, (frames, views, 22, 2) pixels, column and row, NaN where a
-    joint's limbs are not there: heatmaps do not say which limb is which, so joints are looked for near where they
-    were. json writes these joints alone. clips.json says what the files hold.
+    Of a heatmap-vqgan, npy writes for each clip its heatmaps (frames, views, rows, columns) and the joints in them,
+    (frames, views, 22, 2) pixels, column and row; json writes these joints alone, and npz joints in metres, where the
+    views are those of a volume. They are found by fitting a body to the heatmaps, which takes about a second for each
+    window, and may mistake left for right. clips.json says what the files hold.
     """
 
     checkpoint: str
@@ -88,16 +88,10 @@ class Decode:
     out: Path
     """The folder to write into."""
     format: Literal["auto", "bvh", "npz", "npy", "json"] = "auto"
-    """Kind of files to write: bvh or npz of motions, npy or json of heatmaps; auto is bvh, or npy."""
+    """Kind of files to write: bvh or npz of motions, npy, json or npz of heatmaps; auto is bvh, or npy."""
     rigid_bones: bool = False
     """Pose a skeleton of constant bone lengths by the decoded rotations. Otherwise joints are where the model puts
     them, and BVH files hold positions for joints whose distances vary."""
-    data: OptionalPath = None
-    """The motions that were encoded as heatmaps, near whose joints to look for those of the heatmaps."""
-    mapping: OptionalPath = None
-    """As it was given to fastvq encode, for --data."""
-    scale: OptionalNumber = None
-    """As it was given to fastvq encode, for --data."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     overwrite: bool = False

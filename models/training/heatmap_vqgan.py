@@ -102,9 +102,9 @@ class HeatmapTrainConfig(RunConfig):
             patches *= length // 2**self.discriminator_layers - 1
         if self.loss.factor and patches == 1:
             raise UserError(
-                "the discriminator's batch normalisation needs more than one value of a channel, and a single window "
-                f"of {self.model.frames} frames of {self.model.size} leaves it one: use a larger batch_size, or fewer "
-                "discriminator_layers"
+                "the discriminator's batch normalisation needs more than one value of a channel, and a single "
+                f"window of {self.model.frames} frames of {self.model.size} leaves it one: use a larger batch_size, "
+                "or fewer discriminator_layers"
             )
 
     @property

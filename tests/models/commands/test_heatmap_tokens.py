@@ -58,11 +58,12 @@ def test_tokens_are_those_of_each_window(heatmap_run: Path, few: Path, stored: P
         torch.testing.assert_close(found.float(), seen, atol=1e-4, rtol=1e-5)
 
 
-def test_decoding_crops_and_finds_the_joints(
-    heatmap_run: Path, few: Path, stored: Path, tmp_path: Path, fastvq: Callable[..., Any]
+def test_decoding_crops_and_finds_joints(
+    heatmap_run: Path, stored: Path, tmp_path: Path, fastvq: Callable[..., Any]
 ) -> None:
-    out = tmp_path / "decoded"
-    given = fastvq("decode", "--checkpoint", heatmap_run, "--tokens", stored, "--out", out, "--data", few)
+    out, lists = tmp_path / "decoded", tmp_path / "lists"
+    command = ["decode", "--checkpoint", heatmap_run, "--tokens", stored]
+    given = fastvq(*command, "--out", out)
     assert given.code == 0, given.err
     assert "3 clips, 42 frames at 30 per second -> heatmaps and joints" in given.out
     contents = json.loads((out / "clips.json").read_text())
@@ -77,27 +78,42 @@ def test_decoding_crops_and_finds_the_joints(
         assert joints.shape == (clip.frames, 3, 22, 2)
         decoded = join(model.decode(clip.tokens).clamp(0, 1), clip.frames)
         assert np.abs(pictures - decoded.numpy()).max() <= 2**-12  # half a unit of the last place of a half below 1
-    lists = tmp_path / "lists"
-    command = ["decode", "--checkpoint", heatmap_run, "--tokens", stored, "--out", lists, "--format", "json"]
-    assert "--format json writes joints, which are looked for near those of --data" in fastvq(*command).err
-    assert fastvq(*command, "--data", few).code == 0
-    assert (
-        sorted(path.suffixes[-2] for path in lists.glob("*.json") if path.name != "clips.json") == [".keypoints"] * 3
-    )
+        there = (decoded.amax(dim=(-2, -1)) > 0).all(dim=1).numpy()
+        assert np.array_equal(np.isfinite(joints).all(axis=(1, 2, 3)), there)
+    assert fastvq(*command, "--out", lists, "--format", "json").code == 0
+    assert len(list(lists.glob("*.keypoints.json"))) == len(list(lists.iterdir())) - 1 == 3
     entry = json.loads((lists / "clips.json").read_text())["clips"][clips[0].name]
     listed = np.array(json.loads((lists / entry["keypoints"]).read_text())["pixels"], dtype=np.float64)
     found = np.load(out / entry["keypoints"].replace(".json", ".npy"))
     np.testing.assert_allclose(listed, found, rtol=0, atol=6e-4)
 
 
-def test_heatmaps_alone_need_no_motions(
-    heatmap_run: Path, stored: Path, tmp_path: Path, fastvq: Callable[..., Any]
+def test_decoded_motions_are_read_again(
+    heatmap_run: Path, few: Path, stored: Path, tmp_path: Path, fastvq: Callable[..., Any], monkeypatch: Any
 ) -> None:
-    given = fastvq("decode", "--checkpoint", heatmap_run, "--tokens", stored, "--out", tmp_path / "decoded")
-    assert given.code == 0
-    assert "where --data gives the motions that were encoded" in given.out
-    assert not list((tmp_path / "decoded").glob("*.keypoints.npy"))
-    assert len(list((tmp_path / "decoded").glob("*.heatmaps.npy"))) == 3
+    # A model that keeps everything: its heatmaps are those that were encoded.
+    form, frames = settings_of(heatmap_run).heatmaps, 8
+    drawn = torch.cat([form.render(cut(clip.joints, frames)) for clip in load_clips(few).clips])
+    windows = iter(drawn)
+
+    def decode(self: HeatmapVQGAN, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.stack([next(windows) for _ in tokens])
+
+    monkeypatch.setattr(HeatmapVQGAN, "decode", decode)
+    command = ["decode", "--checkpoint", heatmap_run, "--tokens", stored, "--format", "npz"]
+    given = fastvq(*command, "--out", tmp_path / "out")
+    assert given.code == 0, given.err
+    for clip, truth in zip(load_clips(tmp_path / "out").clips, load_clips(few).clips, strict=True):
+        assert clip.name == truth.name
+        assert clip.fps == 30
+        assert clip.joints.shape == truth.joints.shape
+        assert np.median(np.linalg.norm(clip.joints - truth.joints, axis=-1)) < 0.1  # a pixel is 0.12 m
+    assert next(windows, None) is None
+    windows = iter(drawn * 0)
+    refused = fastvq(*command, "--out", tmp_path / "dark")
+    assert refused.code == 2
+    assert "show no body: train the model for longer" in refused.err
+    assert not (tmp_path / "dark").exists()
 
 
 def test_windows_are_put_together_again() -> None:
@@ -152,11 +168,9 @@ def test_models_and_tokens_of_other_kinds_are_refused(
     for arguments, message in (
         (("decode", "--checkpoint", heatmap_run, "--tokens", tokens), "another model (a motion-vqvae with 4 groups"),
         (("decode", "--checkpoint", run_folder, "--tokens", stored), "(a heatmap-vqgan with windows of 8 frames"),
-        (("decode", "--checkpoint", heatmap_run, "--tokens", stored, "--format", "bvh"), "use npy or json"),
+        (("decode", "--checkpoint", heatmap_run, "--tokens", stored, "--format", "bvh"), "use npy, json or npz"),
         (("decode", "--checkpoint", heatmap_run, "--tokens", stored, "--rigid-bones"), "leave it out"),
         (("decode", "--checkpoint", run_folder, "--tokens", tokens, "--format", "npy"), "use bvh or npz"),
-        (("decode", "--checkpoint", run_folder, "--tokens", tokens, "--data", few), "leave it out"),
-        (("decode", "--checkpoint", heatmap_run, "--tokens", stored, "--data", tmp_path / "no"), "no"),
     ):
         given = fastvq(*arguments, "--out", out)
         assert given.code == 2, arguments
@@ -168,21 +182,6 @@ def test_models_and_tokens_of_other_kinds_are_refused(
     )
     assert edited.code == 2
     assert "is a tokenizer of heatmaps, and this needs one of motions" in edited.err
-
-
-def test_motions_that_are_not_those_that_were_encoded(
-    heatmap_run: Path, few: Path, stored: Path, tmp_path: Path, fastvq: Callable[..., Any]
-) -> None:
-    other = tmp_path / "other"
-    clips = load_clips(few).clips
-    clips[1].joints = clips[1].joints[:-1]
-    write_joint_arrays(other / "clips.npz", clips)
-    command = ["decode", "--checkpoint", heatmap_run, "--tokens", stored, "--out", tmp_path / "new", "--data", other]
-    assert "of 16 frames it has one of 15 frames" in fastvq(*command).err
-    shutil.rmtree(other)
-    write_joint_arrays(other / "clips.npz", clips[:1])
-    assert "it has no such clip" in fastvq(*command).err
-    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("case", ["point", "nan", "short", "empty", "another length"])
