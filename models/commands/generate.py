@@ -153,7 +153,7 @@ def _judged(motion: GeneratedMotion, fps: float) -> list[str]:
     for name in NAMES:
         want, have = getattr(wanted, name), getattr(shown, name)
         if want is not None:
-            said.append(f"{name} {want}: yes" if want == have else f"{name} {want}: no, {have or 'none'}")
+            said.append(f"{name} {want} ✓" if want == have else f"{name} {want} ✗ ({have or 'none'})")
     return said
 
 

@@ -74,7 +74,7 @@ def test_one_text_in_every_form(fastvq: Callable[..., Any], gpt: Path, tmp_path:
     for ending in ("bvh", "gif", "html", "npy", "safetensors"):
         outcome = fastvq(*given, tmp_path / f"clip.{ending}")
         assert outcome.code == 0, outcome.err
-        assert "1. a person walks forward (2.0 s, action walk: " in outcome.out
+        assert "1. a person walks forward (2.0 s, action walk " in outcome.out
         assert "40 frames in" in outcome.out
     joints = np.load(tmp_path / "clip.npy")
     assert joints.shape == (40, 22, 3)
