@@ -73,5 +73,7 @@ STUDY = GeneratorStudy(
             "multimodality",
         ),
     ),
+    steps=900,
     model={"layers": 3, "depth_layers": 2, "heads": 4},
+    training={"batch_size": 16},
 )
