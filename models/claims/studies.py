@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # the command's options read the names, and load no torch for
 
 # A module here, claims/<name>.py, that holds STUDY = Study("<name>", ...), is added by its name.
 # "s3-gen" is claims/s3_gen.py with a STUDY = GeneratorStudy("s3-gen", ...).
-NAMES = ("s0", "s1", "s2", "s3", "s3-gen")
+NAMES = ("s0", "s1", "s2", "s3", "s3-gen", "s1-gen")
 
 
 def study(name: str) -> Study | GeneratorStudy:

@@ -165,7 +165,7 @@ class Reproduce:
     seeds: tuple[int, ...] = ()
     """Seeds, each a run of everything; three if absent."""
     tokenizer: OptionalText = None
-    """Of a study of generators (s3-gen): a trained tokenizer to share, in place of one that is trained first."""
+    """Of a study of generators (s3-gen, s1-gen): a trained tokenizer to share, instead of training one first."""
     evaluator: OptionalPath = None
     """The evaluator that FIDs are taken from; if absent, a small one is trained once for the data, beside --out."""
     quick: bool = False

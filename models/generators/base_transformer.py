@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastvq.models.errors import UserError
 from fastvq.models.generators import pose_vectors
 from fastvq.models.generators.generator import GeneratorConfig, GeneratorLosses, MotionGenerator, TokenBatch
-from fastvq.models.generators.pose_vectors import WIDTH
+from fastvq.models.generators.pose_vectors import END, WIDTH
 from fastvq.models.generators.sampling import Sampling, draw, guide, uniforms
 from fastvq.models.generators.text import TextFeatures
 from fastvq.models.generators.text_prefix import SLOTS, Keywords, TextPrefix, check_keywords
@@ -53,6 +53,8 @@ class BaseTransformerConfig(GeneratorConfig):
     """Factor, at every training step, of the probability that the step's inputs are not corrupted."""
     least_clean: float = 0.1
     """What that probability falls to; 1 never corrupts."""
+    end_weight: float = 1.0
+    """What END counts in the loss beside each of the other 393 numbers; short trainings learn it too late with 1."""
     text_dropout: float = 0.0
     """Probability with which training shows a motion without its text, for guidance; not in the paper."""
 
@@ -66,6 +68,7 @@ class BaseTransformerConfig(GeneratorConfig):
             raise UserError(f"dim must be even and a multiple of heads, got dim={self.dim} and heads={self.heads}")
         for name in ("dropout", "keep", "clean_decay", "least_clean", "text_dropout"):
             check_number(name, getattr(self, name), 0, 1)
+        check_number("end_weight", self.end_weight, 0, above=True)
         check_keywords(self.keywords)
         if self.sizes[:NUM_CATEGORIES] != POSE_SIZES:
             raise UserError(f"sizes must begin with those of the {NUM_CATEGORIES} categories of pose codes")
@@ -129,7 +132,7 @@ class BaseTransformer(MotionGenerator):
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     def losses(self, batch: TokenBatch) -> GeneratorLosses:
-        """Binary cross-entropy of all 394 numbers, mean over the latents of a motion with its END, then over motions.
+        """Binary cross-entropy, mean over the 394 numbers and the latents of a motion with its END, then over all.
 
         A motion whose end is not in the batch is not asked for END.
         """
@@ -137,7 +140,9 @@ class BaseTransformer(MotionGenerator):
         vectors = pose_vectors.sequences(bins, batch.lengths)
         dropped = torch.rand(len(bins), device=bins.device) < self.config.text_dropout
         scores = self.scores(batch.text, self._corrupted(vectors[:, :-1]), dropped).float()
-        errors = F.binary_cross_entropy_with_logits(scores, vectors, reduction="none").mean(dim=-1)
+        weight = torch.ones(WIDTH, device=scores.device)
+        weight[END] = self.config.end_weight
+        errors = F.binary_cross_entropy_with_logits(scores, vectors, reduction="none") @ (weight / weight.sum())
         asked = torch.arange(errors.shape[1], device=bins.device) < (batch.lengths + batch.ends)[:, None]
         each = (errors * asked).sum(dim=1) / asked.sum(dim=1)
         with torch.no_grad():

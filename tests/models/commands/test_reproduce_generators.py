@@ -100,3 +100,23 @@ def test_what_cannot_be_is_refused(
     assert outcome.code == 2
     assert complaint in outcome.err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_generator_that_builds_on_another_stands_beside_it(
+    fastvq: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    outcome = fastvq("reproduce", "s1-gen", "--quick", "--out", out)
+    assert outcome.code == 0, outcome.err
+    rows = list(csv.DictReader((out / "claims_s1-gen.csv").read_text().splitlines()))
+    assert [row["run"] for row in rows] == ["base_clean", "base", "base_refine"]
+    assert [row["kind"] for row in rows] == ["pgr2m-base", "pgr2m-base", "pgr2m-refine"]
+    page = (out / "claims_s1-gen.md").read_text()
+    assert all(claim.sentence in page for claim in study("s1-gen").claims)
+    assert "not measured" not in page
+    weights = [out / folder / "model.safetensors" for folder in ("base_seed0", "base_refine_seed0/base")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    (out / "base_refine_seed0.json").unlink()
+    monkeypatch.setattr(generator._GeneratorRun, "advance", lambda _: pytest.fail("a step was taken"))
+    assert fastvq("reproduce", "s1-gen", "--quick", "--out", out).code == 0
+    assert (out / "claims_s1-gen.md").read_text() == page

@@ -45,9 +45,8 @@ def batch(lengths=(7, 3, 12), ends=(True, True, False), seed=0, stages=2):
     return TokenBatch(tokens, torch.tensor(lengths), torch.tensor(ends), text)
 
 
-def test_published_shapes():
-    with torch.device("meta"):
-        model = BaseTransformer()
+def test_published_sizes_have_the_published_shapes_and_train():
+    model = BaseTransformer()
     shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     assert shapes["text.project.weight"] == (1024, 512)
     assert shapes["text.absent"] == (12, 1024)
@@ -62,6 +61,13 @@ def test_published_shapes():
     block = 4 * 1024**2 + 4 * 1024 + 8 * 1024**2 + 5 * 1024 + 4 * 1024
     others = 513 * 1024 + 12 * 1024 + 395 * 1024 + 394 * 1024 + 2 * 1024
     assert sum(parameter.numel() for parameter in model.parameters()) == 18 * block + others
+    loss = model.losses(batch((50, 3), (True, True), stages=6)).total
+    assert loss.item() == pytest.approx(0.69, abs=0.15)  # nothing is known yet: every number costs about log 2
+    loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+    before = model.head.weight.detach().clone()
+    torch.optim.SGD(model.parameters(), lr=1e-2).step()
+    assert not torch.equal(model.head.weight, before)
 
 
 def test_positions_are_sines_and_cosines():
@@ -71,8 +77,11 @@ def test_positions_are_sines_and_cosines():
     assert found[3, 3].item() == pytest.approx(torch.cos(torch.tensor(3 / 10000**0.25)).item())
 
 
-def test_the_loss_is_that_of_every_number_up_to_the_end():
-    model, given = lively().eval(), batch()
+@pytest.mark.parametrize("end_weight", [1.0, 20.0])
+def test_the_loss_is_that_of_every_number_up_to_the_end(end_weight):
+    model, given = lively(end_weight=end_weight), batch()
+    weight = torch.ones(WIDTH)
+    weight[END] = end_weight
     losses = model.losses(given)
     expected = []
     for row, length in enumerate((7, 3, 12)):
@@ -82,7 +91,8 @@ def test_the_loss_is_that_of_every_number_up_to_the_end():
         scores = model.scores(alone, pose_vectors.k_hot(bins)[None])[0]
         if row == 2:  # was cut: nothing says that it ends there
             scores, targets = scores[:-1], targets[:-1]
-        expected.append(-(targets * F.logsigmoid(scores) + (1 - targets) * F.logsigmoid(-scores)).mean())
+        errors = -(targets * F.logsigmoid(scores) + (1 - targets) * F.logsigmoid(-scores))
+        expected.append((errors * weight).sum(dim=-1).mean() / weight.sum())
     torch.testing.assert_close(losses.total, torch.stack(expected).mean(), rtol=1e-5, atol=1e-6)
     assert 0 <= losses.terms["accuracy"] <= 1
 
@@ -237,6 +247,7 @@ def test_which_tokenizers_it_drives():
         ({"heads": 5}, "dim must be even and a multiple of heads, got dim=32 and heads=5"),
         ({"layers": 0}, "layers must be an integer of at least 1"),
         ({"keep": 1.5}, "keep must be a number at least 0 and at most 1, got 1.5"),
+        ({"end_weight": 0.0}, "end_weight must be a number above 0, got 0"),
         ({"keywords": "gpt-4"}, "keywords must be one of none, words, got 'gpt-4'"),
         ({"sizes": (512,) * 6}, "sizes must begin with those of the 70 categories of pose codes"),
     ],

@@ -49,9 +49,8 @@ def batch(lengths=(7, 3, 12), seed=0):
     return TokenBatch(tokens, torch.tensor(lengths), torch.ones(len(lengths), dtype=torch.bool), text)
 
 
-def test_published_shapes():
-    with torch.device("meta"):
-        model = RefineTransformer()
+def test_published_sizes_have_the_published_shapes_and_train():
+    model = RefineTransformer()
     shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     assert shapes["codes"] == (6, 514, 1024)
     assert shapes["stage.weight"] == (1024, 6)
@@ -67,6 +66,16 @@ def test_published_shapes():
         "pose.weight",
         "pose.bias",
     }
+    given = batch((49, 5))
+    codes = torch.randint(512, (2, 49, 6)).where(given.tokens[..., :1] >= 0, -1)
+    loss = model.losses(given._replace(tokens=torch.cat([given.tokens[..., :70], codes], dim=2))).total
+    assert loss.item() == pytest.approx(6.24, rel=0.1)  # log 514
+    loss.backward()
+    learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in learnt)
+    before = model.codes.detach().clone()
+    torch.optim.AdamW(learnt, lr=1e-4).step()
+    assert not torch.equal(model.codes, before)
 
 
 def test_the_pose_embedding_is_the_base_s_and_training_leaves_it():
@@ -107,6 +116,15 @@ def test_a_stage_sees_the_stages_before_it_and_both_directions_of_time():
         if counts:
             assert (other != found).any(dim=-1).all(), "every place sees every other"
     assert not torch.equal(model.scores(given.text, tokens, torch.tensor([2])), found)
+
+
+def test_each_motion_of_a_batch_has_its_own_stage():
+    model, given = lively(), batch((6, 6, 6))
+    mixed = model.scores(given.text, given.tokens, torch.tensor([0, 2, 1]))
+    for row, stage in enumerate((0, 2, 1)):
+        text = type(given.text)(*(one[row : row + 1] for one in given.text))
+        alone = model.scores(text, given.tokens[row : row + 1], torch.tensor([stage]))
+        torch.testing.assert_close(mixed[row : row + 1], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_a_code_s_embedding_is_also_its_projection():
