@@ -163,6 +163,7 @@ def test_a_base_by_itself_has_nothing_to_refine(fastvq: Callable[..., Any], refi
     ("changes", "complaint"),
     [
         ({"--text": " "}, "--text is empty: say what the motion shall show"),
+        ({"--text": "walk " * 600}, "shorten it"),
         ({"--checkpoint": "nowhere"}, "there is no folder nowhere"),
         ({"--checkpoint": "TOKENIZER"}, "is of the kind 'rvqvae', which is no generator"),
         ({"--tokenizer": "OTHER"}, "its codes mean other motions"),
