@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from abc import ABC, abstractmethod
@@ -260,11 +261,8 @@ class MotionGenerator(nn.Module, ABC):
         return TextFeatures(text.tokens.to(weight), text.mask.to(weight.device), text.pooled.to(weight))
 
     def _exact_twin(self) -> Self:
-        """The same model in float64."""
-        with torch.random.fork_rng(devices=[]):  # its first weights are drawn, to be replaced
-            twin = type(self)(self.config).to(next(self.parameters()).device, torch.float64)
-        twin.load_state_dict(self.state_dict())
-        return twin
+        """The same model in float64, with the same text encoder."""
+        return copy.deepcopy(self, {id(self._encoder): self._encoder}).to(torch.float64)
 
     def _check_lengths(self, lengths: Sequence[int] | None, count: int) -> None:
         if lengths is None:

@@ -233,12 +233,6 @@ class RefineTransformer(MotionGenerator):
         tokens = self.base.eval().sample(text, lengths, sampling, seed, places, cached=cached)
         return self.refine(text, tokens, seed=seed, places=places)
 
-    def _exact_twin(self) -> Self:
-        """See the base class."""
-        twin = super()._exact_twin()
-        twin._base = tuple(base._exact_twin() for base in self._base)
-        return twin
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What ``.to`` and the like call: the Base Transformer goes along."""
         for base in self._base:
