@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fastvq.models.claims.study import Run, Study
 
 # Of the test split, evenly spread; joints are slow to find.
-WINDOWS = 128
+WINDOWS = 64
 
 
 class HeatmapTrials:
@@ -47,7 +47,7 @@ class HeatmapTrials:
     )
 
     def config(self, study: Study, run: Run, *, seed: int, steps: int, width: int) -> HeatmapTrainConfig:
-        """The short recipe: three levels, of ``width``, as many and twice as many channels, and Adam at 1e-3.
+        """The short recipe: three levels, of ``width``, as many and twice as many channels, and Adam at 2e-3.
 
         Raises:
             UserError: settings that no run can have.
@@ -61,8 +61,7 @@ class HeatmapTrials:
             **run.model,
         }
         values: dict[str, Any] = {
-            "lr": 1e-3,
-            "betas": (0.9, 0.99),
+            "lr": 2e-3,
             "precision": fastest_precision(),
             "discriminator_width": width,
             "discriminator_layers": 2,

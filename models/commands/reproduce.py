@@ -63,16 +63,16 @@ def run(command: Reproduce) -> int:
         raise UserError(f"{out} is a file: give a folder")
     console = common.make_console()
     config = study.config(study.runs[0], seed=seeds[0], steps=steps, width=width)
-    on_motions = isinstance(config, TrainConfig)
-    if command.evaluator is not None and not on_motions:
+    motions = config if isinstance(config, TrainConfig) else None
+    if command.evaluator is not None and motions is None:
         raise UserError(f"--evaluator measures motions, which {study.name} does not reconstruct: leave it out")
     clips = _clips(command, config, console)
     rows = []
     evaluator: MotionTextEvaluator | None = None
     learnt: dict[str, Any] = {}
     try:
-        if on_motions:
-            evaluator, learnt = evaluator_of(command, clips, config.model.input_dim, out, console)
+        if motions is not None:
+            evaluator, learnt = evaluator_of(command, clips, motions.model.input_dim, out, console)
 
         def measure(model: MotionTokenizer, held_out: Sequence[FeatureClip], streams: int | None) -> dict[str, Any]:
             return evaluate(model, held_out, streams=streams, evaluator=evaluator)
@@ -85,7 +85,7 @@ def run(command: Reproduce) -> int:
             steps=steps,
             width=width,
             console=console,
-            measure=measure if on_motions else None,
+            measure=None if motions is None else measure,
             measured_by=identity(evaluator) if evaluator else "",
         ):
             rows.append(row)

@@ -13,10 +13,11 @@ NORM_EPS = 1e-6
 
 
 class Conv3d(nn.Conv3d):
-    """``torch.nn.Conv3d``, in float32 on a CPU where 16 bits give wrong weight gradients.
+    """``torch.nn.Conv3d``, whose zeros before and after a short time are laid down first in 16 bits on a CPU.
 
-    They do, without an error, where time is shorter than the kernel: with a kernel of 3 on 2 frames, or of 4 on 1 to
-    3, torch 2.13 leaves memory as it was (on AVX-512 BF16). Such volumes are the smallest of a model and cost little.
+    Where time is shorter than the kernel, torch 2.13 gives wrong weight gradients there, without an error: with a
+    kernel of 3 on 2 frames, or of 4 on 1 to 3, it leaves memory as it was (on AVX-512 BF16). With the zeros in the
+    input it does not, and that is several times as fast as float32.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -24,9 +25,10 @@ class Conv3d(nn.Conv3d):
         short = input.device.type == "cpu" and input.shape[2] < self.kernel_size[0]
         if not short or not (torch.is_autocast_enabled("cpu") or input.dtype in (torch.bfloat16, torch.float16)):
             return super().forward(input)
-        bias = None if self.bias is None else self.bias.float()
-        with torch.autocast("cpu", enabled=False):
-            return self._conv_forward(input.float(), self.weight.float(), bias).to(input.dtype)
+        assert not isinstance(self.padding, str)
+        before, *plane = self.padding
+        padded = F.pad(input, (0, 0, 0, 0, before, before))
+        return F.conv3d(padded, self.weight, self.bias, self.stride, (0, *plane), self.dilation, self.groups)
 
 
 class ResidualBlock3d(nn.Module):

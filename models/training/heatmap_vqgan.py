@@ -56,6 +56,10 @@ class HeatmapTrainConfig(RunConfig):
     """Learning rate of both Adams, the model's and the discriminator's."""
     betas: tuple[float, float] = (0.5, 0.9)
     """Moments of both Adams."""
+    milestones: tuple[int, ...] = ()
+    """Steps after which both learning rates are multiplied by gamma; none is published."""
+    gamma: float = 0.25
+    """Factor of the learning rates at each milestone."""
     fps: float = 30.0
     """Frame rate of the motion."""
     stretch: tuple[int, int] = (16, 300)
@@ -78,6 +82,9 @@ class HeatmapTrainConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("fps", self.fps, 0.1, 1000)
+        check_number("gamma", self.gamma, 0, 1, above=True)
+        for milestone in self.milestones:
+            check_integer("milestones", milestone, 1)
         for name in ("discriminator_width", "discriminator_layers"):
             check_integer(name, getattr(self, name), 1)
         if len(self.stretch) != 2 or not 2 <= self.stretch[0] <= self.stretch[1]:
@@ -106,6 +113,10 @@ class HeatmapTrainConfig(RunConfig):
                 f"window of {self.model.frames} frames of {self.model.size} leaves it one: use a larger batch_size, "
                 "or fewer discriminator_layers"
             )
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step (counted from 0)."""
+        return self.lr * self.gamma ** sum(step >= milestone for milestone in self.milestones)
 
     @property
     def heatmaps(self) -> HeatmapFormat:
@@ -268,6 +279,9 @@ class _HeatmapRun(TrainingLoop):
     def advance(self) -> _StepResult:
         """One step of the model, then one of the discriminator."""
         weights = self.config.loss
+        for optimizer in self.optimizers().values():
+            for group in optimizer.param_groups:
+                group["lr"] = self.config.learning_rate(self.step)
         joints, scores = self.sampler.batch(self.step)
         heatmaps = self.format.render(joints.to(self.device), None if scores is None else scores.to(self.device))
         judge = self.discriminator if weights.takes_part(self.step) else None
@@ -326,7 +340,7 @@ class _HeatmapRun(TrainingLoop):
             **dict(zip(names, values, strict=True)),
             "perplexity": float(metrics.perplexity(self.counts).mean()),
             "utilisation": float(metrics.utilisation(self.counts).mean()),
-            "lr": self.config.lr,
+            "lr": self.config.learning_rate(self.step - 1),
             "steps_per_second": self.steps / (time.perf_counter() - self.since),
         }
         self._reset()

@@ -5,7 +5,9 @@ from fastvq.models.nn.conv3d import Conv3d, Downsample3d, Upsample3d
 
 
 @pytest.mark.parametrize("autocast", [True, False])
-@pytest.mark.parametrize(("kernel", "padding", "frames"), [(3, 1, 2), (3, 1, 1), (4, 2, 1), (4, 2, 3), (3, 1, 4)])
+@pytest.mark.parametrize(
+    ("kernel", "padding", "frames"), [(3, 1, 2), (3, 1, 1), (4, 2, 1), (4, 1, 2), (4, 2, 3), (3, 1, 4)]
+)
 def test_weight_gradients_in_16_bits_are_right_for_few_frames(kernel, padding, frames, autocast):
     torch.manual_seed(0)
     conv = Conv3d(16, 16, kernel, padding=padding)

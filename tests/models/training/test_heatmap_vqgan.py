@@ -91,6 +91,15 @@ def test_the_discriminator_takes_part_from_its_start_on(clips, tmp_path):
         assert np.isfinite(result.metrics[name])
 
 
+def test_the_rate_falls_at_milestones(clips, tmp_path):
+    config = dataclasses.replace(CONFIG, milestones=(2, 4), gamma=0.5, log_every=1, steps=5)
+    train_heatmaps(config, clips, tmp_path / "run")
+    assert [row["lr"] for row in rows(tmp_path / "run")] == [2e-3, 2e-3, 1e-3, 1e-3, 5e-4]
+    held = load_trainer(RunFolder(tmp_path / "run").last())
+    for name in ("optimizer", "discriminator_optimizer"):
+        assert held[name]["param_groups"][0]["lr"] == 5e-4, name
+
+
 def test_without_a_discriminator_there_is_none(clips, tmp_path):
     config = dataclasses.replace(CONFIG, loss=AdversarialWeights(factor=0.0), steps=2)
     train_heatmaps(config, clips, tmp_path / "run")
@@ -172,6 +181,8 @@ def test_clips_are_cut_where_no_body_could_move(clips):
             {"discriminator_layers": 3, "batch_size": 1, "model": dataclasses.replace(MODEL, frames=16)},
             "a single window of 16 frames of 16 leaves it one: use a larger batch_size",
         ),
+        ({"milestones": (0,)}, "milestones must be an integer of at least 1, got 0"),
+        ({"gamma": 0.0}, "gamma must be a number above 0"),
         ({"lr": 0.0}, "lr must be a number above 0"),
         ({"steps": 0}, "steps must be an integer of at least 1"),
     ],
