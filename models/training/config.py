@@ -84,7 +84,42 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig(RunConfig):
+class ScheduledConfig(RunConfig):
+    """A run of AdamW whose learning rate rises linearly, then falls in steps.
+
+    Raises:
+        UserError: a value that no run can have, naming it.
+    """
+
+    weight_decay: float = 0.0
+    """Weight decay of AdamW."""
+    warmup: int = 1000
+    """Steps over which the learning rate rises linearly."""
+    milestones: tuple[int, ...] = ()
+    """Steps after which the learning rate is multiplied by gamma."""
+    gamma: float = 0.05
+    """Factor of the learning rate at each milestone."""
+    grad_clip: float | None = None
+    """Largest norm of the gradient; no limit if absent."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_integer("warmup", self.warmup, 0)
+        check_number("gamma", self.gamma, 0, 1, above=True)
+        check_number("weight_decay", self.weight_decay, 0)
+        for milestone in self.milestones:
+            check_integer("milestones", milestone, 1)
+        if self.grad_clip is not None:
+            check_number("grad_clip", self.grad_clip, 0, above=True)
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step (counted from 0): linear warm-up, then times gamma at each milestone."""
+        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        return self.lr * warm * self.gamma ** sum(step >= milestone for milestone in self.milestones)
+
+
+@dataclass(frozen=True)
+class TrainConfig(ScheduledConfig):
     """A run of :func:`fastvq.models.training.trainer.train`; the defaults are the
     multi-group motion VQ-VAE's published recipe, and other kinds have theirs in a subclass.
 
@@ -106,16 +141,8 @@ class TrainConfig(RunConfig):
     """Play each window at one of these speeds, drawn at random; 2 is twice as fast."""
     turn: bool = False
     """Turn each window about the vertical by a random angle."""
-    weight_decay: float = 0.0
-    """Weight decay of AdamW."""
-    warmup: int = 1000
-    """Steps over which the learning rate rises linearly."""
     milestones: tuple[int, ...] = (50_000, 400_000)
     """Steps after which the learning rate is multiplied by gamma."""
-    gamma: float = 0.05
-    """Factor of the learning rate at each milestone."""
-    grad_clip: float | None = None
-    """Largest norm of the gradient; no limit if absent."""
     conv: ConvImplementation = "auto"
     """Form of the convolutions; auto is taps for bf16 on a CPU, conv1d otherwise."""
     compile: bool = False
@@ -125,7 +152,6 @@ class TrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integer("warmup", self.warmup, 0)
         check_integer("window", self.window, self.model.downsample)
         if self.window % self.model.downsample:
             raise UserError(
@@ -136,19 +162,8 @@ class TrainConfig(RunConfig):
             raise UserError("speeds must name at least one speed, got none: 1 is the recorded one")
         for speed in self.speeds:
             check_number("speeds", speed, 0.1, 10)
-        check_number("gamma", self.gamma, 0, 1, above=True)
-        check_number("weight_decay", self.weight_decay, 0)
-        for milestone in self.milestones:
-            check_integer("milestones", milestone, 1)
-        if self.grad_clip is not None:
-            check_number("grad_clip", self.grad_clip, 0, above=True)
         check_choice("short_clips", self.short_clips, get_args(ShortClips))
         check_choice("conv", self.conv, get_args(ConvImplementation))
-
-    def learning_rate(self, step: int) -> float:
-        """The learning rate of a step (counted from 0): linear warm-up, then times gamma at each milestone."""
-        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        return self.lr * warm * self.gamma ** sum(step >= milestone for milestone in self.milestones)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,9 +16,9 @@ from fastvq.models.generators.double_tier_gpt import DoubleTierGPTConfig
 from fastvq.models.generators.generator import GeneratorConfig, GeneratorLosses, MotionGenerator
 from fastvq.models.generators.text import TextEncoder
 from fastvq.models.tokenizers import pretrained
-from fastvq.models.tokenizers.config import check_integer, check_number
+from fastvq.models.tokenizers.config import check_number
 from fastvq.models.tokenizers.tokenizer import MotionTokenizer
-from fastvq.models.training.config import RunConfig
+from fastvq.models.training.config import ScheduledConfig
 from fastvq.models.training.generator_data import CaptionedTokens, TextTable, TokenSampler, fingerprint_tokens
 from fastvq.models.training.loop import TrainingLoop, newest_checkpoint, single_process
 from fastvq.models.training.run_folder import RunFolder
@@ -27,7 +27,7 @@ TOKENIZER = "tokenizer"  # the folder in a run folder that holds the tokenizer
 
 
 @dataclass(frozen=True)
-class GeneratorTrainConfig(RunConfig):
+class GeneratorTrainConfig(ScheduledConfig):
     """A run of :func:`train_generator`; the defaults are those of T2M-HiFiGPT, where it leaves them open T2M-GPT's.
 
     Raises:
@@ -43,32 +43,14 @@ class GeneratorTrainConfig(RunConfig):
     """Moments of AdamW."""
     weight_decay: float = 1e-6
     """Weight decay of AdamW."""
-    warmup: int = 1000
-    """Steps over which the learning rate rises linearly."""
     milestones: tuple[int, ...] = (150_000,)
     """Steps after which the learning rate is multiplied by gamma."""
-    gamma: float = 0.05
-    """Factor of the learning rate at each milestone."""
-    grad_clip: float | None = None
-    """Largest norm of the gradient; no limit if absent."""
     drop_token: float = 1 / 3
     """Probability with which a motion is shown without its first or its last token."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integer("warmup", self.warmup, 0)
-        check_number("weight_decay", self.weight_decay, 0)
-        check_number("gamma", self.gamma, 0, 1, above=True)
         check_number("drop_token", self.drop_token, 0, 1)
-        for milestone in self.milestones:
-            check_integer("milestones", milestone, 1)
-        if self.grad_clip is not None:
-            check_number("grad_clip", self.grad_clip, 0, above=True)
-
-    def learning_rate(self, step: int) -> float:
-        """The learning rate of a step (counted from 0): linear warm-up, then times gamma at each milestone."""
-        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        return self.lr * warm * self.gamma ** sum(step >= milestone for milestone in self.milestones)
 
 
 @dataclass(frozen=True)

@@ -227,7 +227,7 @@ def test_durations_are_whole_tokens(gpt: Path) -> None:
     motions = model.generate(["a person walks"] * 3, seconds=0.8, precision="fast")
     assert [len(motion.joints) for motion in motions] == [16] * 3
     assert all(motion.base is None for motion in motions)
-    assert dataclasses.asdict(model.usual_sampling)["guidance"] == 4.0
+    assert model.usual_sampling == DoubleTierGPT.usual_sampling
 
 
 @pytest.fixture(scope="module")
