@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastvq.models.commands import common
+from fastvq.models.commands.generate import sampling_of
 from fastvq.models.commands.options import Evaluate
 from fastvq.models.commands.passes import encode_clips
 from fastvq.models.errors import UserError
@@ -37,7 +38,6 @@ LABELS = {
     "multimodality": "MultiModality",
 }
 SOURCES = {"generated": "generated", "reconstructed": "tokenizer", "real": "real", "shuffled": "chance"}
-_Z = 1.96
 
 
 def is_generator(checkpoint: str) -> bool:
@@ -58,7 +58,12 @@ def run(command: Evaluate) -> int:
     evaluator = None if command.evaluator is None else open_evaluator(command.evaluator).to(device)
     clips, known = _clips(command, model, console)
     generate = features_of(model, command)
-    result: dict[str, Any] = {"format": FORMAT, "split": command.split, "kind": model.generator.config.kind}
+    result: dict[str, Any] = {
+        "format": FORMAT,
+        "split": command.split,
+        "kind": model.generator.config.kind,
+        "sampling": dataclasses.asdict(sampling_of(command, model)),
+    }
     if command.attributes:
         result["attributes"] = attributes_of(model, command, clips, known)
         show_attributes(result["attributes"], console)
@@ -81,9 +86,7 @@ def run(command: Evaluate) -> int:
 
 def features_of(model: TextToMotion, command: Evaluate) -> Generate:
     """The generator as the protocol takes it, in the weights' own precision."""
-    sampling = model.usual_sampling
-    if command.guidance is not None:
-        sampling = dataclasses.replace(sampling, guidance=command.guidance)
+    sampling = sampling_of(command, model)
 
     def generate(texts: Sequence[str], seed: int) -> list[np.ndarray]:
         made = model.generate(texts, sampling=sampling, seed=seed, batch_size=64, precision="fast")
@@ -173,9 +176,11 @@ def _protocol(
 
 
 def show_attributes(found: Mapping[str, Mapping[str, Any]], console: Console) -> None:
-    """Shares that are right, with the numbers that they are of."""
-    columns = {"whole": "generated", "seen": "captions in training", "unseen": "captions that it never had"}
+    """Shares that are right, with their 95 % intervals and the numbers that they are of."""
+    columns = {"whole": "generated", "seen": "captions of training", "unseen": "captions that it never had"}
     columns = {name: label for name, label in columns.items() if found[name]["count"]}
+    if len(columns) == 2:  # one of them is the whole
+        del columns["whole"]
     table = Table(title="Does what was asked", title_justify="left", title_style="bold", pad_edge=False)
     table.add_column("attribute")
     for label in (*columns.values(), "the clips themselves"):
@@ -188,9 +193,8 @@ def show_attributes(found: Mapping[str, Mapping[str, Any]], console: Console) ->
 def _share(found: Mapping[str, Any], name: str) -> str:
     if name not in found:
         return ""
-    count = found["count"] if name == "all" else found[f"{name}_count"]
-    half = _Z * np.sqrt(found[name] * (1 - found[name]) / count)
-    return f"{found[name]:.1%} ± {half:.1%} of {count}"
+    low, high = found[f"{name}_interval"]
+    return f"{found[name]:.1%} ({low:.0%} to {high:.0%}) of {found.get(f'{name}_count', found['count'])}"
 
 
 def show_protocol(result: Mapping[str, Any], console: Console, title: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from fastvq.models.commands import common
-from fastvq.models.commands.options import Generate
+from fastvq.models.commands.options import Evaluate, Generate
 from fastvq.models.errors import UserError
 from fastvq.models.evaluation.attributes import NAMES, asked, read_attributes
 from fastvq.models.files import replacing
@@ -50,7 +50,7 @@ def run(command: Generate) -> int:
     motions = model.generate(
         texts,
         seconds=command.seconds,
-        sampling=_sampling(command, model),
+        sampling=sampling_of(command, model),
         seed=command.seed,
         with_base=command.base_only or command.out.suffix.lower() in TOGETHER,
     )
@@ -84,7 +84,7 @@ def _paths(out: Path, count: int, *, overwrite: bool) -> list[Path]:
     return paths
 
 
-def _sampling(command: Generate, model: TextToMotion) -> Sampling:
+def sampling_of(command: Generate | Evaluate, model: TextToMotion) -> Sampling:
     """The generator's usual way of drawing codes, with what was asked otherwise."""
     given = {name: getattr(command, name) for name in ("guidance", "temperature", "top_k", "top_p")}
     return dataclasses.replace(

@@ -127,6 +127,12 @@ class Evaluate:
     """Of a generator: descriptions of which 30 motions each are compared, in every repeat; 0 leaves that out."""
     guidance: OptionalNumber = None
     """Of a generator: strength of the text; its usual one if absent."""
+    temperature: OptionalNumber = None
+    """Of a generator: divides the logits; its usual one if absent."""
+    top_k: OptionalInteger = None
+    """Of a generator: draw among so many of the likeliest codes."""
+    top_p: OptionalNumber = None
+    """Of a generator: draw among the likeliest codes that together have this probability."""
     seed: int = 0
     """Of a generator: of all that is drawn."""
     json: OptionalPath = None

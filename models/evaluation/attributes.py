@@ -134,9 +134,10 @@ def attribute_accuracy(captions: Sequence[str], motions: Sequence[np.ndarray], f
         fps: Of all motions.
 
     Returns:
-        For action, direction, side and speed the share that is right of those that the captions name, and
-        ``<name>_count`` of them; absent where none names it. ``all``: the share of motions in which all that is named
-        is right; ``count``: how many motions were judged; ``captions``: how many different captions they have.
+        For action, direction, side and speed the share that is right of those that the captions name, with
+        ``<name>_interval``, its 95 % interval, and ``<name>_count`` of them; absent where none names it. ``all``: the
+        share of motions in which all that is named is right, with its interval; ``count``: how many motions were
+        judged; ``captions``: how many different captions they have.
 
     Raises:
         UserError: Joints that are none.
@@ -158,10 +159,19 @@ def attribute_accuracy(captions: Sequence[str], motions: Sequence[np.ndarray], f
     if not whole:
         return {"count": 0, "captions": 0}
     shares: dict[str, Any] = {}
-    for name, hits in right.items():
+    for name, hits in {**right, "all": whole}.items():
         if hits:
-            shares |= {name: float(np.mean(hits)), f"{name}_count": len(hits)}
-    return {**shares, "all": float(np.mean(whole)), "count": len(whole), "captions": len(judged)}
+            shares |= {name: float(np.mean(hits)), f"{name}_interval": interval(hits), f"{name}_count": len(hits)}
+    shares["count"] = shares.pop("all_count")
+    return {**shares, "captions": len(judged)}
+
+
+def interval(hits: Sequence[bool]) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927), which has a width where all or none are right too."""
+    count, share, z = len(hits), float(np.mean(hits)), 1.96
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
 def _action(body: BodySignals) -> str | None:

@@ -45,8 +45,9 @@ def write_gif(path: Path, scene: Scene, *, size: int = 360, title: str = "") -> 
     moments = [min(scene.frames - 1, round(index * scene.fps / GIF_FPS)) for index in range(frames)]
     views = [_View(track, scene, size * SUPERSAMPLE) for track in scene.tracks]
     head = _headline(title, size * len(views), size)
-    # One palette for all frames: colours do not flicker and only what moves is stored again.
-    palette = _side_by_side([view.draw(0) for view in views], size, head).quantize(
+    # One palette for all frames: colours do not flicker and only what moves is stored again. Without the title, whose
+    # many greys would take the place of the paper's white.
+    palette = _side_by_side([view.draw(0) for view in views], size, None).quantize(
         colors=64, method=Image.Quantize.MEDIANCUT
     )
     indexed = [

@@ -288,9 +288,11 @@ def test_captions_of_training_are_told_from_those_that_it_never_had(
     told_again = Clip(name="again", fps=20.0, joints=known.joints, text=known.text, split="test")
     write_joint_arrays(tmp_path / "data" / "clips.npz", [*clips, told_again])
     scores = tmp_path / "scores.json"
-    given = ("evaluate", "--checkpoint", gpt, "--attributes", "--guidance", 1, "--data")
+    given = ("evaluate", "--checkpoint", gpt, "--attributes", "--guidance", 1, "--top-p", 0.5, "--data")
     assert fastvq(*given, tmp_path / "data", "--json", scores).code == 0
-    values = json.loads(scores.read_text())["attributes"]
+    values = json.loads(scores.read_text())
+    assert values["sampling"] == {"guidance": 1.0, "temperature": 1.0, "top_k": None, "top_p": 0.5}
+    values = values["attributes"]
     assert values["seen"]["count"] == 1
     assert values["unseen"]["captions"] == len(test)
     assert values["whole"]["count"] == values["seen"]["count"] + values["unseen"]["count"]

@@ -7,7 +7,7 @@ import pytest
 from scipy.ndimage import gaussian_filter1d
 
 from fastvq.models.errors import UserError
-from fastvq.models.evaluation.attributes import Attributes, asked, attribute_accuracy, read_attributes
+from fastvq.models.evaluation.attributes import Attributes, asked, attribute_accuracy, interval, read_attributes
 from fastvq.models.motion.feature_formats import format_of
 from fastvq.models.motion.mirror import mirror
 from fastvq.models.motion.pose_codes.sentences import standing
@@ -100,6 +100,13 @@ def test_a_wrong_motion_counts_as_wrong(motions: list[ProceduralMotion]) -> None
     assert found["action"] == 0.0
     assert found["all"] == 0.0
     assert attribute_accuracy(["a person dances"], [motions[0].clip.joints], FPS) == {"count": 0, "captions": 0}
+
+
+def test_intervals_have_a_width_at_both_ends() -> None:
+    # Figures of Wilson's formula, as statsmodels' proportion_confint gives them.
+    assert interval([True] * 44) == pytest.approx((0.9197, 1.0), abs=1e-3)
+    assert interval([False] * 10) == pytest.approx((0.0, 0.2775), abs=1e-3)
+    assert interval([True] * 30 + [False] * 70) == pytest.approx((0.2189, 0.3959), abs=1e-3)
 
 
 @pytest.mark.parametrize(
