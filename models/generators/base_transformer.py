@@ -216,16 +216,23 @@ class BaseTransformer(MotionGenerator):
             text: of B texts, in the model's precision and on its device.
             given: (B, T, 70) bins; -1 where the model writes.
             lengths: (B,) latents of each motion, at most T; None lets the model end, at T at the latest.
-            sampling: how codes are drawn, each category by itself; guidance needs a ``text_dropout`` in training and
-                is not applied without.
+            sampling: how codes are drawn, each category by itself.
             seed, places: what :func:`fastvq.models.generators.sampling.uniforms` takes.
             cached: keep keys and values.
 
         Returns:
             (T_i, 70) each, on the CPU.
+
+        Raises:
+            UserError: guidance other than 1 of a model that never saw a motion without its text.
         """
         count, most, device = len(places), given.shape[1], self.head.weight.device
-        guided = sampling.guidance != 1.0 and self.config.text_dropout > 0
+        guided = sampling.guidance != 1.0
+        if guided and not self.config.text_dropout:
+            raise UserError(
+                f"guidance must be 1 of a {self.config.kind} that was trained with text_dropout 0, got "
+                f"{sampling.guidance:g}: train it with a text_dropout such as 0.1"
+            )
         copies = 2 if guided else 1  # the second half goes without the text
         text = TextFeatures(*(torch.cat([one] * copies) for one in text))
         prefix = self.text(text, torch.arange(copies * count, device=device) >= count)

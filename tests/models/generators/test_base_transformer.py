@@ -241,6 +241,17 @@ def test_which_tokenizers_it_drives():
         TINY.fitted(other, HashNgramEncoder())
 
 
+def test_guidance_needs_to_be_learnt():
+    with pytest.raises(UserError, match=r"guidance must be 1 of a pgr2m-base that was trained with text_dropout 0"):
+        lively().generate(TEXTS, sampling=Sampling(guidance=4.0))
+    model = lively(text_dropout=0.1)
+    plain, guided = (model.generate(TEXTS, sampling=Sampling(scale, 0.0)) for scale in (1.0, 3.0))
+    assert not all(torch.equal(a, b) for a, b in zip(plain, guided, strict=True))
+    # Without the text all texts are one.
+    none = model.generate(TEXTS, lengths=[4] * 4, sampling=Sampling(0.0, 0.0))
+    assert all(torch.equal(one, none[0]) for one in none)
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
