@@ -29,11 +29,11 @@ STUDY = GeneratorStudy(
         GeneratorRun("base_refine", "pgr2m-refine", base="base"),
     ),
     equal=(
-        "Both have the same pose codes, written by the Base Transformer. Alone they are decoded without residual codes; "
-        "refined they have the six residual codes that the Refine Transformer adds to each. In the Base Transformer's "
-        "loss END counts 20 times, since so few steps do not teach it otherwise; keyword slots hold the first words of "
-        "the text, since the paper's keywords cannot be had; codes are the likeliest ones, as in the paper, so that a "
-        "text has one motion, and MultiModality is 0."
+        "Both have the same pose codes, written by the Base Transformer. Alone they are decoded without residual "
+        "codes; refined they have the six residual codes that the Refine Transformer adds to each. In the Base "
+        "Transformer's loss END counts 20 times, since so few steps do not teach it otherwise; keyword slots hold "
+        "the first words of the text, since the paper's keywords cannot be had; codes are the likeliest ones, as "
+        "in the paper, so that a text has one motion, and MultiModality is 0."
     ),
     claims=(
         *(
