@@ -18,6 +18,7 @@ from fastvq.models.evaluation.attributes import NAMES, asked, read_attributes
 from fastvq.models.files import replacing
 from fastvq.models.generators.motions import GeneratedMotion, TextToMotion
 from fastvq.models.generators.sampling import Sampling
+from fastvq.models.generators.text import open_text_encoder
 from fastvq.models.motion.bvh import write_bvh
 from fastvq.models.motion.pose_codes import NUM_CATEGORIES, PoseCodes, PoseParser
 from fastvq.models.motion.pose_codes.categories import STARTS
@@ -44,6 +45,8 @@ def run(command: Generate) -> int:
     paths = _paths(command.out, len(texts), overwrite=command.overwrite)
     console = common.make_console()
     model = TextToMotion.open(command.checkpoint, command.tokenizer, device=common.choose_device(command.device))
+    if command.text_encoder is not None:
+        model.generator.use_text_encoder(open_text_encoder(command.text_encoder))
     if command.base_only and not model.refines:
         raise UserError("--base-only needs a generator of pose codes and residual codes, and this one has no base")
     start = time.perf_counter()

@@ -247,6 +247,8 @@ class Generate:
     """The file to write: .bvh, .gif, .html, .npy or .safetensors."""
     tokenizer: OptionalText = None
     """The tokenizer whose codes it writes; the one in the run folder if absent."""
+    text_encoder: OptionalText = None
+    """The text encoder that it was trained with, where that has moved: clip:FOLDER and the like."""
     count: int = 1
     """Motions of each text."""
     seconds: OptionalNumber = None

@@ -15,6 +15,7 @@ from fastvq.models.generators.base_transformer import BaseTransformer
 from fastvq.models.generators.kinds import GENERATORS, TOKENIZER, load_with_tokenizer
 from fastvq.models.generators.refine_transformer import BASE
 from fastvq.models.generators.text import open_text_encoder
+from fastvq.models.generators.text.open import absolute
 from fastvq.models.motion.humanml3d_folder import JOINTS, TEXTS, VECTORS
 from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 from fastvq.models.training.generator import GeneratorRunResult, GeneratorTrainConfig, train_generator
@@ -36,8 +37,10 @@ def train(command: Train, config: GeneratorTrainConfig, console: Console) -> int
         result = _refine(command, config, console)
     else:
         tokenizer = common.load_model(str(_tokenizer_folder(command)))
-        encoder = open_text_encoder(config.model.text_encoder)
-        config = dataclasses.replace(config, model=config.model.fitted(tokenizer, encoder))
+        name = absolute(config.model.text_encoder)
+        encoder = open_text_encoder(name)
+        model = dataclasses.replace(config.model, text_encoder=name).fitted(tokenizer, encoder)
+        config = dataclasses.replace(config, model=model)
         tokens = _prepared(command, config, tokenizer, console)
         generator = GENERATORS[kind].generator
         result = train_generator(

@@ -106,7 +106,7 @@ def train_generator(
         begin: what becomes of the model before its first step.
 
     Raises:
-        UserError: no clip to learn from, a text that the encoder refuses, and what
+        UserError: no clip with a text that the encoder takes, and what
             :meth:`fastvq.models.training.loop.TrainingLoop.go` raises.
     """
     console = Console(quiet=True) if console is None else console
@@ -116,7 +116,10 @@ def train_generator(
     known = [clip for clip in clips if clip.split == "train"]
     texts = {text for clip in known for text in clip.texts}
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
-        run = _GeneratorRun(config, generator, known, encoder, folder, accelerator.device)
+        run = _GeneratorRun(config, generator, known, encoder, folder, accelerator.device, console)
+        refused = run.sampler.table.refused
+        if refused:
+            console.print(f"{len(refused)} of {len(texts)} texts are left out: {next(iter(refused.values()))}")
         run.model.check_tokenizer(tokenizer)
         if begin is not None:
             begin(run.model)
@@ -151,12 +154,13 @@ class _GeneratorRun(TrainingLoop):
         encoder: TextEncoder,
         folder: RunFolder,
         device: torch.device,
+        console: Console,
     ) -> None:
         super().__init__(config, folder, device, fingerprint_tokens(clips))
         texts = [text for clip in clips for text in clip.texts]
         self.sampler = TokenSampler(
             clips,
-            TextTable(encoder, texts, tokens=config.model.reads_tokens),
+            TextTable(encoder, texts, tokens=config.model.reads_tokens, console=console),
             batch_size=config.batch_size,
             longest=config.model.longest,
             seed=config.seed,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor, nn
 
 from fastvq.models.errors import UserError
@@ -134,10 +136,10 @@ class TextTable:
         encoder: of the texts.
         texts: all that will be asked for.
         tokens: keep the vectors of tokens; without, texts have none.
-        progress: called as (texts done, texts in all).
+        console: shows progress; None is silent.
 
-    Raises:
-        UserError: a text that the encoder refuses.
+    Attributes:
+        refused: texts that the encoder does not take, and why.
     """
 
     def __init__(
@@ -146,15 +148,22 @@ class TextTable:
         texts: Sequence[str],
         *,
         tokens: bool,
-        progress: Callable[[int, int], None] | None = None,
+        console: Console | None = None,
     ) -> None:
         self._held: dict[str, OneText] = {}
+        self.refused: dict[str, str] = {}
+        console = Console(quiet=True) if console is None else console
         unique = list(dict.fromkeys(texts))
-        for done, text in enumerate(unique, start=1):
-            one = encoder.encode_one(text)
+        for text in track(unique, "texts", console=console, transient=True, disable=not console.is_terminal):
+            try:
+                one = encoder.encode_one(text)
+            except UserError as error:
+                self.refused[text] = str(error)
+                continue
             self._held[text] = one if tokens else OneText(one.tokens[:0].clone(), one.pooled)
-            if progress is not None:
-                progress(done, len(unique))
+
+    def __contains__(self, text: str) -> bool:
+        return text in self._held
 
     def __getitem__(self, texts: Sequence[str]) -> TextFeatures:
         return stack([self._held[text] for text in texts])
@@ -164,8 +173,8 @@ class TokenSampler:
     """Batches of motions with a text each; which ones depends on the seed and the step alone.
 
     Args:
-        clips: of the train split, with texts.
-        table: vectors of all their texts.
+        clips: of the train split, with texts; of those that ``table`` has.
+        table: vectors of their texts.
         batch_size: motions in a batch.
         longest: tokens in time of a motion; a longer one is cut somewhere, and does not end there.
         seed: of the draw.
@@ -185,9 +194,11 @@ class TokenSampler:
         seed: int,
         drop_token: float = 0.0,
     ) -> None:
-        if not clips:
-            raise UserError("training needs motions with texts in the train split, and there are none: give others")
-        self.clips, self.table = clips, table
+        known = [replace(clip, texts=tuple(text for text in clip.texts if text in table)) for clip in clips]
+        self.clips, self.table = [clip for clip in known if clip.texts], table
+        if not self.clips:
+            why = f" ({next(iter(table.refused.values()))})" if table.refused else ""
+            raise UserError(f"training needs motions with texts in the train split, and there are none{why}")
         self.batch_size, self.longest, self.seed, self.drop_token = batch_size, longest, seed, drop_token
 
     def batch(self, step: int) -> TokenBatch:

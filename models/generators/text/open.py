@@ -40,5 +40,11 @@ def open_text_encoder(name: str, *, cache: Path | None = None) -> TextEncoder:
     raise UserError(f"there is no text encoder {name!r}: give {FORMS}")
 
 
+def absolute(name: str) -> str:
+    """The same name with an absolute path, so that it means the same wherever it is read."""
+    *head, path = name.split(":")
+    return ":".join([*head, str(Path(path).expanduser().resolve())]) if head else name
+
+
 def _kept(encoder: TextEncoder, cache: Path | None) -> TextEncoder:
     return CachedTextEncoder(encoder, cache_directory() / "texts" if cache is None else cache)

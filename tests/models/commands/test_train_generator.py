@@ -1,6 +1,7 @@
 """``fastvq train hifigpt``: from a tokenizer's run folder to a generator's, and what it refuses."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -72,13 +73,35 @@ def test_a_humanml3d_folder_is_learnt_from_with_all_its_texts(fastvq, tokenizer,
     assert "2 motions to learn from, with 3 texts" in outcome.out
 
 
+def test_a_text_encoder_that_has_moved_is_given_anew(fastvq, tokenizer, clip_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTVQ_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("clip", "moved"):
+        shutil.copytree(clip_folder, name)
+    given = ("--tokenizer", tokenizer, "--clips", "20", "--text-encoder", "clip:clip", *TINY)
+    outcome = fastvq("train", "hifigpt", "--out", "run", *given)
+    assert outcome.code == 0
+    assert "texts are left out: the text " in outcome.out  # letters are this encoder's tokens, of which it takes 48
+    assert list((tmp_path / "cache" / "texts").rglob("*.safetensors"))
+    shutil.rmtree("clip")
+    asked = ("generate", "--checkpoint", "run", "--text", "a person walks", "--seconds", "0.4")
+    outcome = fastvq(*asked, "--out", "a.npy")
+    assert (outcome.code, f"there is no folder {tmp_path / 'clip'}" in outcome.err) == (2, True)
+    assert fastvq(*asked, "--out", "a.npy", "--text-encoder", "clip:moved").code == 0
+    outcome = fastvq(*asked, "--out", "b.npy", "--text-encoder", "hash")
+    assert (outcome.code, "give the encoder that it was trained with" in outcome.err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ((), "give its run folder, --tokenizer RUN"),
         (("--tokenizer", "nowhere"), "there is no folder nowhere"),
         (("--tokenizer", "{groups}"), "a hifigpt drives residual stages, and a motion-vqvae has groups"),
-        (("--tokenizer", "{tokenizer}", "--text-encoder", "clip:nowhere"), "there is no folder nowhere"),
+        (
+            ("--tokenizer", "{tokenizer}", "--text-encoder", "clip:nowhere"),
+            "nowhere: give a folder that holds a CLIP model",
+        ),
         (("--tokenizer", "{tokenizer}", "--clips", "0"), "--clips must be an integer of at least 1"),
         (("--tokenizer", "{tokenizer}", "--heads", "3"), "heads must divide dim"),
     ],

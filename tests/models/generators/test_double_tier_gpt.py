@@ -145,7 +145,7 @@ def test_texts_are_left_out_at_their_rate_and_corruption_never_reaches_what_is_a
     assert model.text.weight.grad is None or not model.text.weight.grad.any()
 
 
-def test_published_sizes_have_the_published_shapes_and_train():
+def test_published_sizes_have_the_published_shapes_train_and_come_back_from_disk(tmp_path):
     model = DoubleTierGPT()
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     for tier, layers in (("temporal", 9), ("residual", 3)):
@@ -172,6 +172,9 @@ def test_published_sizes_have_the_published_shapes_and_train():
     optimizer.step()
     assert not torch.equal(model.head.weight, before)
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+    model.save_pretrained(tmp_path)
+    found = load_generator(tmp_path).state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_folder_gives_back_the_model(generator, tmp_path):

@@ -1,11 +1,13 @@
 """Generators learn from motions in tokens: the data, the run folder, and going on to the bit."""
 
 import dataclasses
+import io
 import json
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from fastvq.models.errors import UserError
 from fastvq.models.generators.double_tier_gpt import DoubleTierGPT, DoubleTierGPTConfig
@@ -155,6 +157,19 @@ def test_batches_depend_on_the_step_alone_and_are_cut_to_the_longest(tokens):
         # Only the first or the last token may be missing of a motion that ends.
         assert cut <= 1 or not ends or places[-1] >= cut - 1
     assert {(0, True), (1, True), (2, False)} <= seen
+
+
+def test_texts_that_the_encoder_refuses_are_left_out_and_told(tokenizer, tokens, tmp_path):
+    long = "walk " * 78
+    clips = [dataclasses.replace(tokens[0], texts=(long, "walk")), dataclasses.replace(tokens[1], texts=(long,))]
+    console = Console(file=io.StringIO(), width=400)
+    trained(fitted(tokenizer, steps=1), clips, tokenizer, tmp_path / "run", console=console)
+    assert "1 of 2 texts are left out: the text 'walk walk" in console.file.getvalue()
+    table = TextTable(open_text_encoder("hash"), [long, "walk"], tokens=False)
+    sampler = TokenSampler(clips, table, batch_size=2, longest=12, seed=0)
+    assert [clip.texts for clip in sampler.clips] == [("walk",)]
+    with pytest.raises(UserError, match=r"there are none \(the text 'walk walk"):
+        trained(fitted(tokenizer), clips[1:], tokenizer, tmp_path / "other")
 
 
 def test_a_humanml3d_folder_gives_all_texts_and_the_parts_that_they_describe(motions, tmp_path):

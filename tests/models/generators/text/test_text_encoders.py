@@ -1,6 +1,5 @@
 """Text encoders: vectors of unit length, the same ones for a text whatever it is encoded with, and clear refusals."""
 
-import json
 import sys
 
 import pytest
@@ -15,34 +14,6 @@ from fastvq.models.generators.text.hashed import HashNgramEncoder
 # Of "walk" in 8 dimensions: generators that were trained on these vectors live longer than a version.
 PINNED_SIGNS = [False, False, False, False, False, True, True, False]
 TEXTS = ["a person walks forward", "a person waves with the left hand and sits down"]
-
-
-@pytest.fixture(scope="session", name="clip_folder")
-def clip_folder_fixture(tmp_path_factory):
-    """A CLIP with random weights and a vocabulary of letters, as transformers writes it."""
-    transformers = pytest.importorskip("transformers", reason="CLIP folders are read by transformers")
-    folder = tmp_path_factory.mktemp("clip")
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    vocabulary = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
-    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(vocabulary)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    tokenizer.save_pretrained(str(folder))
-    torch.manual_seed(0)
-    config = transformers.CLIPTextConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        intermediate_size=32,
-        projection_dim=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=48,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    transformers.CLIPTextModelWithProjection(config).save_pretrained(str(folder))
-    return folder
 
 
 @pytest.fixture(params=["hash", "clip"], name="encoder")
