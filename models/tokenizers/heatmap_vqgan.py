@@ -70,6 +70,8 @@ class HeatmapVQGANConfig(SavedConfig):
     kind = "heatmap-vqgan"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.channels, (tuple, list)):
+            raise UserError(f"channels must name the channels of each level, got {self.channels!r}")
         object.__setattr__(self, "channels", tuple(self.channels))
         for name in ("in_channels", "frames", "size", "latent_channels", "codebook_size", "code_dim", "norm_groups"):
             check_integer(name, getattr(self, name), 1)

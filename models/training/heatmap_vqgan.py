@@ -142,7 +142,10 @@ def settings_of(folder: Path) -> HeatmapTrainConfig:
     values = pretrained.read_config(folder)
     source = str(folder / pretrained.CONFIG)
     model = HeatmapVQGANConfig.from_dict(values, source)
-    training: dict[str, Any] = dict(values.get("training") or {"loss": {"factor": 0.0}})
+    stored = values.get("training") or {"loss": {"factor": 0.0}}
+    if not isinstance(stored, dict):
+        raise UserError(f"{source}: training must be an object of settings, got {type(stored).__name__}")
+    training: dict[str, Any] = dict(stored)
     unknown = sorted(set(training) - {entry.name for entry in dataclasses.fields(HeatmapTrainConfig)})
     if unknown:
         raise UserError(f"{source} has settings that this version of fastvq does not know: {', '.join(unknown)}")
@@ -151,7 +154,10 @@ def settings_of(folder: Path) -> HeatmapTrainConfig:
         loss = AdversarialWeights(**training.pop("loss", {}))
     except TypeError as error:
         raise UserError(f"{source} has a loss that this version of fastvq does not know ({error})") from error
-    return HeatmapTrainConfig(**{**training, "model": model, "loss": loss})
+    try:
+        return HeatmapTrainConfig(**{**training, "model": model, "loss": loss})
+    except (UserError, TypeError) as error:  # a number where there must be several is a TypeError
+        raise UserError(f"{source}: {error}") from error
 
 
 @dataclass(frozen=True)

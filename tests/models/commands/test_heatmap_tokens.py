@@ -116,6 +116,49 @@ def test_decoded_motions_are_read_again(
     assert not (tmp_path / "dark").exists()
 
 
+@pytest.mark.parametrize("kind", ["npy", "json", "npz"])
+def test_a_full_disk_leaves_no_part_of_what_was_decoded(
+    heatmap_run: Path,
+    stored: Path,
+    tmp_path: Path,
+    fastvq: Callable[..., Any],
+    small_disk: Callable[[int], Any],
+    kind: str,
+) -> None:
+    out = tmp_path / "decoded"
+    with small_disk(5000):
+        given = fastvq("decode", "--checkpoint", heatmap_run, "--tokens", stored, "--out", out, "--format", kind)
+    assert given.code == 2
+    assert "cannot be written" in given.err
+    assert ".partial" not in given.err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("command", ["encode", "decode"])
+def test_an_interrupted_command_leaves_nothing(
+    heatmap_run: Path,
+    few: Path,
+    stored: Path,
+    tmp_path: Path,
+    fastvq: Callable[..., Any],
+    monkeypatch: Any,
+    command: str,
+) -> None:
+    done = []
+
+    def stop(self: HeatmapVQGAN, values: torch.Tensor) -> torch.Tensor:
+        done.append(len(values))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HeatmapVQGAN, command, stop)
+    before = sorted(tmp_path.iterdir())
+    source = ("--data", few) if command == "encode" else ("--tokens", stored)
+    given = fastvq(command, "--checkpoint", heatmap_run, *source, "--out", tmp_path / "new.safetensors")
+    assert given.code == 130
+    assert done
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_windows_are_put_together_again() -> None:
     joints = torch.arange(7 * 2 * 3).view(7, 2, 3)
     windows = cut(joints, 3)

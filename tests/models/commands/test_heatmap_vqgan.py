@@ -1,6 +1,7 @@
 """The heatmap VQ-GAN through the command line: train, resume, evaluate."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -94,3 +95,21 @@ def test_a_model_that_was_saved_by_itself_has_default_heatmaps(run: Path, tmp_pa
     (tmp_path / "copy" / "config.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match="does not know: colour"):
         settings_of(tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        (5, "training must be an object of settings, got int"),
+        ({"stretch": 5}, "config.json: object of type 'int' has no len()"),
+        ({"azimuths": 5}, "config.json: 'int' object is not iterable"),
+        ({"sigma": 0}, "config.json: sigma must be a number above 0, got 0"),
+        ({"loss": 5}, "has a loss that this version of fastvq does not know"),
+    ],
+)
+def test_damaged_settings_name_their_file(run: Path, tmp_path: Path, training: object, message: str) -> None:
+    values = json.loads((run / "config.json").read_text())
+    values["training"] = {**values["training"], **training} if isinstance(training, dict) else training
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        settings_of(tmp_path)

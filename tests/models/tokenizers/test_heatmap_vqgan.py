@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastvq import ops
+from fastvq.benchmarks.resident import peak_growth
 from fastvq.models.errors import UserError
 from fastvq.models.nn.conv3d import NonLocalBlock3d, ResidualBlock3d
 from fastvq.models.nn.volume_autoencoder import VolumeDecoder, VolumeEncoder
@@ -213,6 +215,21 @@ def test_latents_are_searched_without_a_permutation_copy():
     assert rows.data_ptr() == latents.data_ptr()
 
 
+def test_searching_a_latent_volume_takes_no_memory_of_its_size():
+    """What an op copies inside, no dispatch mode sees; the system does."""
+    if ops.explain("cpu")["nearest"][0] != "cpu":
+        pytest.skip("the CPU kernels are not compiled")
+    quantizer = tiny(code_dim=256, codebook_size=8).eval().quantizer
+    latents = torch.randn(1, 256, 8, 64, 64)  # 32 MiB; F8 of a window eight times the published one
+    quantizer.encode(latents[:, :, :1])
+    peaks = [peak_growth(lambda: quantizer.encode(latents)) for _ in range(3)]
+    if None in peaks:
+        pytest.skip("no high-water mark on this system")
+    # Rows by 8 bytes of indices and 4 of distances take 0.4 MiB, threads' tiles less than 1.
+    assert min(peaks) < 4
+    assert min(peak_growth(lambda: latents.movedim(1, -1).contiguous()) for _ in range(3)) > 30
+
+
 def test_a_saved_model_is_the_same(tmp_path):
     model, heatmaps = tiny(quantizer="gumbel", temperature=0.5).eval(), volumes()
     model.save_pretrained(tmp_path / "model", extra_config={"training": {"steps": 3}})
@@ -246,6 +263,7 @@ def test_damaged_folders_are_named(tmp_path):
         ({"frames": 3}, "frames must be a multiple of the 4 that a token covers, got 3: use 4"),
         ({"norm_groups": 3}, "channels must be multiples of norm_groups"),
         ({"channels": ()}, "channels must name at least one level"),
+        ({"channels": 8}, "channels must name the channels of each level, got 8"),
         ({"down_stages": 4}, "down_stages must be an integer of at most 3"),
         ({"quantizer": "ema"}, "quantizer must be one of vq, gumbel, got 'ema'"),
         ({"temperature": 0.0}, "temperature must be a number above 0"),
