@@ -196,7 +196,8 @@ def _row(
 
 def _key(config: GeneratorTrainConfig, run: GeneratorRun, data: str, measured_by: str) -> str:
     """Changes with everything that rows depend on."""
-    parts = [config.to_dict(), config.model.kind, list(run.guidance), data, measured_by, list(COLUMNS)]
+    usual = dataclasses.asdict(GENERATORS[run.kind].generator.usual_sampling)
+    parts = [config.to_dict(), config.model.kind, list(run.guidance), usual, data, measured_by, list(COLUMNS)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

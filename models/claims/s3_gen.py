@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from fastvq.models.claims.generator_study import GeneratorRun, GeneratorStudy, view
 from fastvq.models.claims.study import Claim, Run, Study
+from fastvq.models.generators.double_tier_gpt import DoubleTierGPT
 
 # Of a public implementer's note on the paper's section 3.4, which has no other source here.
 PAPER = "T2M-HiFiGPT, arXiv 2312.10628, at second hand"
 SCALES = (0.0, 1.0, 2.0, 4.0, 6.0)
-USUAL = 4.0
+USUAL = DoubleTierGPT.usual_sampling.guidance
 _ORDER = (view("none", USUAL), view("per_code", USUAL), view("per_time", USUAL))
 
 STUDY = GeneratorStudy(
@@ -60,14 +61,14 @@ STUDY = GeneratorStudy(
             published_as="MM-Dist, HumanML3D",
         ),
         Claim(
-            "Guidance makes motions follow their texts: scale 4 beats the plain model, and both beat no text",
+            f"Guidance makes motions follow their texts: scale {USUAL:g} beats the plain model, and both beat no text",
             "ours",
             (view("per_time", 0.0), view("per_time", 1.0), view("per_time", USUAL)),
             "top1",
             larger=True,
         ),
         Claim(
-            "Guidance makes motions differ less: scale 4 against the plain model",
+            f"Guidance makes motions differ less: scale {USUAL:g} against the plain model",
             "ours",
             (view("per_time", 1.0), view("per_time", USUAL)),
             "multimodality",

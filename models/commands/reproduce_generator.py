@@ -26,6 +26,7 @@ from fastvq.models.errors import UserError
 from fastvq.models.evaluation.attributes import NAMES, asked, attribute_accuracy
 from fastvq.models.evaluation.evaluator import MotionTextEvaluator, identity
 from fastvq.models.evaluation.generation import Protocol, evaluate_generation
+from fastvq.models.generators.kinds import GENERATORS
 from fastvq.models.generators.motions import TextToMotion
 from fastvq.models.motion.procedural import generate_clips
 from fastvq.models.storage import write_text
@@ -210,6 +211,7 @@ def _facts(
         "Tokenizer": f"{tokenizer.config.summary}, sha256 {model_sha256(tokenizer)[:12]}",
         "Training": f"{steps:,} steps of {config.batch_size} motions, width {dim}, {config.precision}, AdamW at "
         f"{config.lr:g}",
+        "Drawing": _drawing(study),
         "Measured by": f"{evaluator.label}, {evaluator.config.embedding_dim} dimensions, whole clips, "
         f"{protocol.repeats} repeats; attributes by plain measurements, one motion for each test clip",
         "Machine": f"{device_name(device)}, {torch.get_num_threads()} "
@@ -217,6 +219,16 @@ def _facts(
         f"Python {platform.python_version()}",
         "Command": f"`{shlex.join(words)}`",
     }
+
+
+def _drawing(study: GeneratorStudy) -> str:
+    """The usual sampling of each kind of generator, but for the guidance, which the rows name."""
+    kinds = {run.kind: GENERATORS[run.kind].generator.usual_sampling for run in study.runs}
+    said = []
+    for kind, usual in kinds.items():
+        limits = [f"{name} {value:g}" for name, value in (("top-k", usual.top_k), ("top-p", usual.top_p)) if value]
+        said.append(", ".join([f"{kind}: temperature {usual.temperature:g}", *limits]))
+    return "; ".join(said)
 
 
 def _quick(command: Reproduce) -> list[str]:

@@ -22,8 +22,8 @@ def test_generators_share_a_tokenizer_and_stand_beside_their_claims(
     rows = list(csv.DictReader((out / "claims_s3-gen.csv").read_text().splitlines()))
     assert tuple(rows[0]) == COLUMNS
     assert [row["run"] for row in rows] == [
-        "none, guidance 4",
-        "per_code, guidance 4",
+        "none, guidance 2",
+        "per_code, guidance 2",
         *(f"per_time, guidance {scale}" for scale in (0, 1, 2, 4, 6)),
     ]
     assert [float(row["guidance"]) for row in rows[2:]] == [0, 1, 2, 4, 6]
