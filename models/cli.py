@@ -17,7 +17,7 @@ from fastvq.models.errors import UserError
 
 COMMANDS = {
     "demo": "train a small tokenizer for two minutes and show what it does, on made-up or your own motions",
-    "train": "train a tokenizer on a folder of motions; stop it and go on as you like",
+    "train": "train a tokenizer or a generator, on your motions or made-up ones; stop it and go on as you like",
     "encode": "turn motions into a file of tokens",
     "decode": "turn a file of tokens back into motions, as BVH or joint arrays",
     "evaluate": "measure how well a tokenizer keeps motions",

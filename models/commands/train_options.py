@@ -95,6 +95,8 @@ class TrainGenerator(Train):
 
     tokenizer: OptionalPath = None
     """The tokenizer's run folder; needed unless a run is resumed, which holds its own."""
+    skip_report: Annotated[bool, tyro.conf.Suppress] = False
+    """Nothing follows the training of a generator: fastvq evaluate measures it."""
 
 
 @dataclass(frozen=True)

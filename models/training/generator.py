@@ -18,7 +18,7 @@ from fastvq.models.generators.text import TextEncoder
 from fastvq.models.tokenizers import pretrained
 from fastvq.models.tokenizers.config import check_number
 from fastvq.models.tokenizers.tokenizer import MotionTokenizer
-from fastvq.models.training.config import ScheduledConfig
+from fastvq.models.training.config import Precision, ScheduledConfig
 from fastvq.models.training.generator_data import CaptionedTokens, TextTable, TokenSampler, fingerprint_tokens
 from fastvq.models.training.loop import TrainingLoop, newest_checkpoint, single_process
 from fastvq.models.training.run_folder import RunFolder
@@ -41,6 +41,8 @@ class GeneratorTrainConfig(ScheduledConfig):
     """Learning rate of AdamW."""
     betas: tuple[float, float] = (0.5, 0.9)
     """Moments of AdamW."""
+    precision: Precision = "fp32"
+    """bf16 runs the model under autocast; weights and losses stay float32."""
     weight_decay: float = 1e-6
     """Weight decay of AdamW."""
     milestones: tuple[int, ...] = (150_000,)
