@@ -59,9 +59,9 @@ STUDY = GeneratorStudy(
             for metric, what in (("direction", "where a body goes"), ("all", "all that was asked"))
         ),
     ),
-    steps=600,
+    steps=400,
     dim=192,
     seeds=(0, 1),
-    model={"layers": 4, "heads": 4, "keywords": "words"},
-    training={"batch_size": 32, "lr": 1e-3, "precision": fastest_precision()},
+    model={"layers": 4, "heads": 4, "dropout": 0.0, "keywords": "words"},
+    training={"batch_size": 32, "lr": 1e-3, "drop_token": 0.0, "precision": fastest_precision()},
 )

@@ -25,7 +25,7 @@ from fastvq.models.generators.base_transformer import (
 from fastvq.models.generators.generator import GeneratorConfig, GeneratorLosses, MotionGenerator, TokenBatch
 from fastvq.models.generators.pose_vectors import WIDTH
 from fastvq.models.generators.sampling import Sampling, draw, uniforms
-from fastvq.models.generators.text import TextFeatures
+from fastvq.models.generators.text import TextEncoder, TextFeatures
 from fastvq.models.generators.text_prefix import Keywords, TextPrefix, check_keywords
 from fastvq.models.generators.transformer import INIT_STD, Transformer, init_weights
 from fastvq.models.motion.pose_codes import NUM_CATEGORIES
@@ -163,6 +163,14 @@ class RefineTransformer(MotionGenerator):
         """
         self._check_base(base)
         self._base = (base,)
+        if self._encoder is not None:
+            base.use_text_encoder(self._encoder)
+
+    def use_text_encoder(self, encoder: TextEncoder) -> None:
+        """See the base class; the Base Transformer reads with it too."""
+        super().use_text_encoder(encoder)
+        for base in self._base:
+            base.use_text_encoder(encoder)
 
     def start_from(self, base: BaseTransformer) -> None:
         """Takes over a Base Transformer's pose embedding.

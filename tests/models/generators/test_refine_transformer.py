@@ -230,9 +230,16 @@ def test_a_checkpoint_finds_the_base_of_its_run(tmp_path):
         assert torch.equal(loaded.base.state_dict()[name], tensor)
 
 
-def test_the_base_goes_where_the_model_goes():
+def test_the_base_goes_where_the_model_goes_and_reads_with_its_encoder():
     model = lively().double()
     assert {one.dtype for one in model.base.parameters()} == {torch.float64}
+    encoder = HashNgramEncoder()
+    model.use_text_encoder(encoder)
+    assert model.base.text_encoder is encoder
+    other = lively()
+    other.use_text_encoder(encoder)
+    other.use_base(lively().base)
+    assert other.base.text_encoder is encoder
 
 
 def test_which_tokenizers_it_drives():
