@@ -86,7 +86,7 @@ class GeneratorStudy:
     model: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     protocol: Protocol = field(
-        default_factory=lambda: Protocol(repeats=3, multimodality_texts=10, multimodality_generations=10)
+        default_factory=lambda: Protocol(repeats=3, multimodality_texts=6, multimodality_generations=8)
     )
 
     def __post_init__(self) -> None:

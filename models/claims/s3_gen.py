@@ -75,6 +75,7 @@ STUDY = GeneratorStudy(
         ),
     ),
     steps=900,
+    dim=64,
     model={"layers": 3, "depth_layers": 2, "heads": 4},
     training={"batch_size": 16},
 )
