@@ -88,6 +88,6 @@ def load_tokenizer(name_or_path: str | Path, **options: Any) -> MotionTokenizer:
     if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(
             f"{name_or_path} is of the kind {kind!r}, and this version of fastvq knows "
-            f"{', '.join(KINDS)}: use the version of fastvq that wrote it"
+            f"{', '.join(KINDS)}: give one of these, or use the version of fastvq that wrote it"
         )
     return KINDS[kind].tokenizer.from_pretrained(name_or_path, **options)

@@ -4,6 +4,9 @@ Poses of made-up motions, turned to all sides, are compared with every frame, an
 those are taken that together move least (Viterbi's algorithm). From there joints are moved, by gradients, until limbs
 lie on what is bright and what is bright lies on limbs, while bones keep their lengths and joints their speeds.
 
+In three views of 64 x 64 pixels, drawn from CMU and HDM05 recordings, joints are found 1.0 pixels from where they are
+(median of 20 windows of the test split; 69 % within 2), those of other made-up motions 0.5.
+
 Left and right are told apart by the facing of body and feet alone, so that a body seen by a single camera, or one
 that lies or crouches as made-up motions never do, may come out mirrored or worse.
 """
