@@ -199,7 +199,7 @@ def _share(found: Mapping[str, Any], name: str) -> str:
 
 def show_protocol(result: Mapping[str, Any], console: Console, title: str) -> None:
     """The protocol's numbers, mean ± half of the 95 % interval, and what they fall short of."""
-    rows = {source: label for source, label in SOURCES.items() if source in result}
+    rows = {source: label for source, label in SOURCES.items() if result.get(source)}
     table = Table(
         title=f"{title}, by the {result['evaluator']}", title_justify="left", title_style="bold", pad_edge=False
     )

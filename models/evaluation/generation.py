@@ -76,7 +76,7 @@ def evaluate_generation(
     Args:
         generate: The generator; a seed gives other motions.
         clips: With their descriptions; those without one are left out.
-        evaluator: One that embeds descriptions.
+        evaluator: Without words, as the published one is loaded, R-precision and MM-Dist are left out.
         protocol: The published numbers if absent.
         reconstructed: (T_i, C) features of what the tokenizer makes of each clip: the best that a generator can do.
         progress: Called with the repeats done and their number.
@@ -89,7 +89,7 @@ def evaluate_generation(
         ``protocol``, ``used`` (numbers that the data allowed) and ``notes``, sentences on what they fall short of.
 
     Raises:
-        UserError: An evaluator without words or of other features, or fewer than four clips with a description.
+        UserError: An evaluator of other features, or fewer than four clips with a description.
     """
     protocol = Protocol() if protocol is None else protocol
     kept = [index for index, clip in enumerate(clips) if clip.text.strip() and len(clip.features) >= UNIT]
@@ -100,7 +100,7 @@ def evaluate_generation(
         )
     check_takes(evaluator, clips[0].features.shape[1])
     captions = [clip.text for clip in clips]
-    texts = _embed_texts(evaluator, captions)
+    texts = None if evaluator.words is None else _embed_texts(evaluator, captions)
     real = embed_whole(evaluator, [clip.features for clip in clips])
     rows: dict[str, list[_Numbers]] = {"generated": [], "real": [], "shuffled": []}
     decoded = None
@@ -121,9 +121,10 @@ def evaluate_generation(
             _numbers(real, texts, captions, protocol, seed, draw)
             | {"fid": frechet_distance(real[halves[0]], real[halves[1]])}
         )
-        other = draw.permutation(len(captions))
-        shuffled = _numbers(real, texts[other], [captions[index] for index in other], protocol, seed, draw)
-        rows["shuffled"].append({name: shuffled[name] for name in shuffled if name != "diversity"})
+        if texts is not None:
+            other = draw.permutation(len(captions))
+            shuffled = _numbers(real, texts[other], [captions[index] for index in other], protocol, seed, draw)
+            rows["shuffled"].append({name: shuffled[name] for name in shuffled if name != "diversity"})
         if decoded is not None:
             rows["reconstructed"].append(
                 _numbers(decoded, texts, captions, protocol, seed, draw) | {"fid": frechet_distance(decoded, real)}
@@ -142,7 +143,7 @@ def evaluate_generation(
         "evaluator": evaluator.label,
         "protocol": asdict(protocol),
         "used": used,
-        "notes": _notes(used, protocol, captions),
+        "notes": _notes(used, protocol, captions, told=texts is not None),
         **{name: _summary(found) for name, found in rows.items()},
     }
 
@@ -203,20 +204,19 @@ def _embed_texts(evaluator: MotionTextEvaluator, captions: Sequence[str]) -> np.
 
 def _numbers(
     motions: np.ndarray,
-    texts: np.ndarray,
+    texts: np.ndarray | None,
     captions: list[str],
     protocol: Protocol,
     seed: int,
     draw: np.random.Generator,
 ) -> _Numbers:
-    found = matching(motions, texts, captions, batch=protocol.batch, seed=seed)
+    found: _Numbers = {}
+    if texts is not None:
+        found |= matching(motions, texts, captions, batch=protocol.batch, seed=seed)
+        found["mm_dist"] = float(np.linalg.norm(motions - texts, axis=-1).mean())
     first = draw.integers(len(motions), size=protocol.diversity_pairs)
     second = (first + draw.integers(1, len(motions), size=protocol.diversity_pairs)) % len(motions)
-    return {
-        **found,
-        "mm_dist": float(np.linalg.norm(motions - texts, axis=-1).mean()),
-        "diversity": float(np.linalg.norm(motions[first] - motions[second], axis=-1).mean()),
-    }
+    return {**found, "diversity": float(np.linalg.norm(motions[first] - motions[second], axis=-1).mean())}
 
 
 def _different(captions: Sequence[str], protocol: Protocol) -> list[str]:
@@ -256,9 +256,11 @@ def _summary(repeats: Sequence[_Numbers]) -> dict[str, dict[str, float]]:
     return summary
 
 
-def _notes(used: Mapping[str, int], protocol: Protocol, captions: Sequence[str]) -> list[str]:
+def _notes(used: Mapping[str, int], protocol: Protocol, captions: Sequence[str], *, told: bool) -> list[str]:
     notes = []
-    if not used["batches"]:
+    if not told:
+        notes.append("the evaluator embeds no descriptions, so there is no R-precision and no MM-Dist")
+    elif not used["batches"]:
         notes.append(f"{used['clips']} clips are fewer than a batch of {protocol.batch}, so there is no R-precision")
     elif used["descriptions"] < used["clips"]:
         most = max(captions.count(text) for text in set(captions))

@@ -31,7 +31,8 @@ SHORT = Protocol(
 def make_evaluator(**sizes: int) -> MotionTextEvaluator:
     torch.manual_seed(0)
     config = EvaluatorConfig(**{**TINY, **sizes})
-    return MotionTextEvaluator(config, mean=np.zeros(WIDTH), std=np.ones(WIDTH), label="test evaluator").eval()
+    mean, std = np.zeros(config.input_dim), np.ones(config.input_dim)
+    return MotionTextEvaluator(config, mean=mean, std=std, label="test evaluator").eval()
 
 
 def clips(count: int) -> list[FeatureClip]:
@@ -163,6 +164,15 @@ def test_chance_is_that_of_descriptions_which_occur_often() -> None:
     assert any("one of them 12 times" in note for note in found["notes"])
 
 
+def test_an_evaluator_that_embeds_no_descriptions_measures_the_rest() -> None:
+    known = clips(20)
+    found = evaluate_generation(Copying(known), known, make_evaluator(buckets=0), protocol=SHORT)
+    assert set(found["generated"]) == {"fid", "diversity", "multimodality"}
+    assert set(found["real"]) == {"fid", "diversity"}
+    assert found["shuffled"] == {}
+    assert any("embeds no descriptions" in note for note in found["notes"])
+
+
 def test_long_motions_are_cut_and_short_ones_refused() -> None:
     evaluator = make_evaluator()
     motion = np.random.default_rng(0).normal(size=(80, WIDTH)).astype(np.float32)
@@ -204,8 +214,8 @@ def test_data_and_evaluators_that_do_not_do_are_refused() -> None:
     known = clips(6)
     with pytest.raises(UserError, match="four clips with descriptions at least, and there are 3"):
         evaluate_generation(Copying(known), known[:3], make_evaluator())
-    with pytest.raises(UserError, match="GloVe vectors"):
-        evaluate_generation(Copying(known), known, make_evaluator(buckets=0))
+    with pytest.raises(UserError, match="takes 272 features and the model has 263"):
+        evaluate_generation(Copying(known), known, make_evaluator(input_dim=272))
     few = evaluate_generation(Copying(known), known, make_evaluator(), protocol=SHORT)
     assert "top1" not in few["generated"]
     assert any("fewer than a batch of 8" in note for note in few["notes"])
