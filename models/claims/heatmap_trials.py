@@ -47,18 +47,20 @@ class HeatmapTrials:
     )
 
     def config(self, study: Study, run: Run, *, seed: int, steps: int, width: int) -> HeatmapTrainConfig:
-        """The short recipe: three levels, of ``width``, as many and twice as many channels, and Adam at 2e-3.
+        """The short recipe: as few levels as the halvings need, at least two, the first of ``width`` channels and the
+        others of twice as many; and Adam at 2e-3.
 
         Raises:
             UserError: settings that no run can have.
         """
+        given = {**study.model, **run.model}
+        levels = max(2, given.get("down_stages", HeatmapVQGANConfig.down_stages))
         model = {
-            "channels": (width, width, 2 * width),
+            "channels": (width, *(2 * width,) * (levels - 1)),
             "latent_channels": 2 * width,
             "code_dim": 2 * width,
             "norm_groups": math.gcd(width, 8),
-            **study.model,
-            **run.model,
+            **given,
         }
         values: dict[str, Any] = {
             "lr": 2e-3,

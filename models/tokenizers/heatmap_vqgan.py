@@ -140,9 +140,9 @@ class HeatmapVQGAN(nn.Module):
     channels-first: the quantizer reads them in place.
 
     The codes are parameters, drawn evenly from -1 / K to 1 / K, and never replaced, unless ``codebook_update`` says
-    otherwise. As a discrete VAE, where the
-    published comparison gives no details, the same model draws its codes with probability softmax(-distance^2 /
-    temperature) in training, and latents and codes get their gradients through the relaxed draw alone.
+    otherwise. As a discrete VAE, where the published comparison gives no details, the same model draws its codes with
+    probability softmax(-distance^2 / temperature) in training, and latents and codes get their gradients through the
+    relaxed draw alone; such codes begin normal, of length 1 or so.
 
     Args:
         config: sizes; those of the published model if absent.
@@ -179,7 +179,10 @@ class HeatmapVQGAN(nn.Module):
             commitment_weight=0.0 if drawn else 1.0,
             channel_dim=1,
         )
-        if config.codebook_update == "learned":
+        if drawn:
+            # Of length one, about. Nearly equal codes would be drawn evenly, and nothing tell the encoder otherwise.
+            nn.init.normal_(self.quantizer.codebook, std=config.code_dim**-0.5)
+        elif config.codebook_update == "learned":
             bound = 1 / config.codebook_size
             nn.init.uniform_(self.quantizer.codebook, -bound, bound)
         self.from_codes = nn.Conv3d(config.code_dim, config.latent_channels, 1)
