@@ -59,7 +59,8 @@ class TextEncoder(ABC):
             UserError: no texts, one that is empty, or one that is longer than the encoder takes.
         """
         check_texts(texts)
-        return stack([self.encode_one(text) for text in texts])
+        found = {text: self.encode_one(text) for text in dict.fromkeys(texts)}
+        return stack([found[text] for text in texts])
 
     @abstractmethod
     def encode_one(self, text: str) -> OneText:

@@ -120,9 +120,11 @@ def test_a_text_is_encoded_once_and_a_damaged_file_is_written_anew(tmp_path):
     encoder.encode(["walk"])
     assert inner.asked == 3
     assert CachedTextEncoder(inner, tmp_path).encode(["walk"]).pooled[0, 0] == 3
+    assert torch.equal(*inner.encode(["jump", "jump"]).pooled)
+    assert inner.asked == 4
     inner.identity = "other weights"
     CachedTextEncoder(inner, tmp_path).encode(["walk"])
-    assert inner.asked == 4
+    assert inner.asked == 5
     assert not list(tmp_path.rglob("*.partial"))
 
 
