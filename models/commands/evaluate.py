@@ -24,6 +24,8 @@ def run(command: Evaluate) -> int:
         raise UserError("a tokenizer is measured on motions: give --data")
     if heatmap_vqgan.is_heatmap_model(command.checkpoint):
         return heatmap_vqgan.evaluate(command)
+    if command.windows is not None:
+        raise UserError("--windows is for heatmap models, other tokenizers are measured on whole clips: leave it out")
     console = common.make_console()
     model = common.load_model(command.checkpoint, command.device)
     evaluator = None if command.evaluator is None else open_evaluator(command.evaluator).to(model.mean.device)

@@ -17,12 +17,15 @@ from fastvq.models.evaluation.heatmap_vqgan import evaluate_heatmaps
 from fastvq.models.kinds import kind_of
 from fastvq.models.motion.clip import Clip
 from fastvq.models.tokenizers import pretrained
+from fastvq.models.tokenizers.config import check_integer
 from fastvq.models.tokenizers.heatmap_vqgan import HeatmapVQGAN, HeatmapVQGANConfig
 from fastvq.models.training.heatmap_data import prepare_joints
 from fastvq.models.training.heatmap_vqgan import HeatmapTrainConfig, settings_of, train_heatmaps
 
 # Frames times rows times columns that a model is given at once; more would only take memory.
 MOST_PIXELS = 1 << 22
+# Measured at the end of a training, evenly spread over the test split; finding joints takes long.
+REPORT_WINDOWS = 256
 
 
 def is_heatmap_model(checkpoint: str) -> bool:
@@ -74,7 +77,7 @@ def train(command: Train, config: HeatmapTrainConfig, console: Console) -> int:
         return 130
     long = [clip for clip in held_out if clip.frames >= config.model.frames]
     if long and not command.skip_report:
-        evaluation = _evaluated(result.model, long, config, console)
+        evaluation = _evaluated(result.model, long, config, console, most_windows=REPORT_WINDOWS)
         common.write_json(command.out / "evaluation.json", {**evaluation, "split": "test"})
     elif not command.skip_report:
         console.print("There is no test clip as long as a window, so nothing was measured.")
@@ -86,11 +89,20 @@ def evaluate(command: Evaluate) -> int:
     """Evaluates; returns the exit code."""
     if command.evaluator is not None:
         raise UserError("--evaluator measures motions of the other kinds, not heatmaps: leave it out")
+    if command.windows is not None:
+        check_integer("--windows", command.windows, 1)
     console = common.make_console()
     model, config = load_model(command.checkpoint, command.device)
     split = None if command.split == "all" else command.split
     clips = read_clips(command, console, config, least=config.model.frames, split=split)
-    result = _evaluated(model, clips, config, console, batch_size=windows_at_once(model, command.batch_size))
+    result = _evaluated(
+        model,
+        clips,
+        config,
+        console,
+        batch_size=windows_at_once(model, command.batch_size),
+        most_windows=command.windows,
+    )
     result["split"] = command.split
     if command.json is not None:
         common.write_json(command.json, result)
@@ -139,6 +151,7 @@ def _evaluated(
     console: Console,
     *,
     batch_size: int = 4,
+    most_windows: int | None = None,
 ) -> dict[str, Any]:
     with common.progress_bar(console, "evaluating") as bar:
         task = bar.add_task("evaluating", total=None, name="")
@@ -147,6 +160,7 @@ def _evaluated(
             clips,
             config.heatmaps,
             batch_size=batch_size,
+            most_windows=most_windows,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     other = "" if found["keypoint_px_other"] is None else f", {found['keypoint_px_other']:.2f} px in another window"

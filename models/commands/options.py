@@ -135,6 +135,8 @@ class Evaluate:
     """Of a generator: draw among the likeliest codes that together have this probability."""
     seed: int = 0
     """Of a generator: of all that is drawn."""
+    windows: OptionalInteger = None
+    """Measure so many windows of a heatmap model at most, evenly spread; all if absent."""
     json: OptionalPath = None
     """File for the numbers."""
     mapping: OptionalPath = None

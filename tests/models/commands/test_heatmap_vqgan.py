@@ -65,6 +65,13 @@ def test_evaluate(run: Path, motions: Path, tmp_path: Path, fastvq: Callable[...
     refused = fastvq("evaluate", "--checkpoint", run, "--data", motions, "--evaluator", tmp_path)
     assert refused.code == 2
     assert "not heatmaps: leave it out" in refused.err
+    assert before["windows"] > 2
+    some = fastvq("evaluate", "--checkpoint", run, "--data", motions, "--windows", 2, "--json", tmp_path / "two.json")
+    assert some.code == 0
+    assert json.loads((tmp_path / "two.json").read_text())["windows"] == 2
+    none = fastvq("evaluate", "--checkpoint", run, "--data", motions, "--windows", 0)
+    assert none.code == 2
+    assert "--windows must be an integer of at least 1, got 0" in none.err
 
 
 @pytest.mark.parametrize(
