@@ -59,7 +59,10 @@ class Train:
     uninterrupted run.
 
     A motion-vqvae for an hour of two CPU cores: --width 512 --batch-size 32 --steps 6500 --precision bf16 --mirror
-    --speeds 0.8 0.9 1 1.1 1.25 --short-clips pad
+    --speeds 0.8 0.9 1 1.1 1.25 --short-clips pad. A heatmap-vqgan for twenty minutes of one: --size 64 --frames 8
+    --down-stages 2 --channels 16 32 --norm-groups 8 --latent-channels 32 --code-dim 32 --codes 512 --codebook-update
+    ema --lr 2e-3 --steps 1600 --milestones 1300 --stretch 8 16 --no-random-scores --precision bf16 --loss.l2 10
+    --loss.foreground 4 --loss.start 1000 --discriminator-width 16 --discriminator-layers 2
     """
 
     kind: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="KIND", help=_kinds())]
