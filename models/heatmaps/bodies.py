@@ -5,7 +5,8 @@ those are taken that together move least (Viterbi's algorithm). From there joint
 lie on what is bright and what is bright lies on limbs, while bones keep their lengths and joints their speeds.
 
 In three views of 64 x 64 pixels, drawn from CMU and HDM05 recordings, joints are found 1.0 pixels from where they are
-(median of 20 windows of the test split; 69 % within 2), those of other made-up motions 0.5.
+(median of 20 windows of 64 frames of the test split, each by itself; 69 % within 2), those of other made-up motions
+0.5.
 
 Left and right are told apart by the facing of body and feet alone, so that a body seen by a single camera, or one
 that lies or crouches as made-up motions never do, may come out mirrored or worse.
@@ -17,6 +18,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -90,7 +92,7 @@ def poses_of(elevation: float | None) -> Poses:
 
 
 def keypoints(form: HeatmapFormat, heatmaps: Tensor, placed: Tensor) -> Tensor:
-    """The joints of windows of heatmaps in every view, each camera of "plane" by itself.
+    """The joints of a clip's consecutive windows of heatmaps in every view, each camera of "plane" by itself.
 
     Args:
         form: what the heatmaps are like, with SMPL's limbs.
@@ -101,41 +103,49 @@ def keypoints(form: HeatmapFormat, heatmaps: Tensor, placed: Tensor) -> Tensor:
         (B, C, T, 22, 2) pixels, column and row; NaN in frames that show nothing.
     """
     if form.projection != "plane":
-        return seen(find_bodies(heatmaps, placed[:, 0, 2], poses_of(None)), poses_of(None).views)
+        poses = poses_of(None)
+        return form.pixels(seen(find_bodies(heatmaps, _middle(placed), placed[:, 0, 2], poses), poses.views), placed)
     found = []
     for number, camera in enumerate(form.cameras):
-        picture = heatmaps[:, number, None]
-        found.append(find_bodies(picture, placed[:, number, 2], poses_of(camera.elevation))[..., :2])
-    return torch.stack(found, dim=1)
+        pictures, middle = heatmaps[:, number, None], F.pad(placed[:, number, :2], (0, 1))
+        poses = poses_of(camera.elevation)
+        windows = [  # each by itself: cameras do not say how one lies to the next
+            find_bodies(picture[None], at[None], scale[None], poses)
+            for picture, at, scale in zip(pictures, middle, placed[:, number, 2], strict=True)
+        ]
+        found.append(torch.cat(windows)[..., :2])
+    return form.pixels(torch.stack(found, dim=1), placed)
 
 
 def volume_joints(form: HeatmapFormat, heatmaps: Tensor, placed: Tensor) -> Tensor:
     """As :func:`keypoints`, of the views of a volume: joints in space, (B, T, 22, 3) metres, Y up."""
-    pixels = find_bodies(heatmaps, placed[:, 0, 2], poses_of(None))
-    middle = torch.stack([placed[:, 2, 0], placed[:, 2, 1], placed[:, 0, 0]], dim=1)
-    metres = (pixels - (form.size - 1) / 2) / placed[:, None, None, :1, 2] + middle[:, None, None]
+    metres = find_bodies(heatmaps, _middle(placed), placed[:, 0, 2], poses_of(None))
     return (metres * torch.tensor([1.0, -1.0, 1.0])).float()
 
 
-def find_bodies(heatmaps: Tensor, scale: Tensor, poses: Poses) -> Tensor:
-    """The joints of windows of heatmaps.
+def find_bodies(heatmaps: Tensor, middle: Tensor, scale: Tensor, poses: Poses) -> Tensor:
+    """The joints of one body in windows of heatmaps that follow each other.
 
     Args:
         heatmaps: (B, V, T, H, H), drawn with SMPL's limbs.
+        middle: (B, 3) metres, to the right, downwards and along the third axis, of a picture's middle.
         scale: (B,) pixels that a metre takes.
         poses: seen by as many views.
 
     Returns:
-        (B, T, 22, 3) pixels, to the right, downwards and along the third axis; with a single view the last is a guess
-        about 0. NaN in frames that do not show something in every view.
+        (B, T, 22, 3) metres along the same axes; with a single view the last is a guess about its middle. NaN in
+        frames that do not show something in every view.
     """
     pictures = heatmaps.detach().float().cpu().transpose(1, 2)
-    shown = (pictures.amax(dim=(-2, -1)) > 0).all(dim=-1)
-    found = torch.full((*pictures.shape[:2], len(JOINT_NAMES), 3), math.nan)
-    for index, (window, there, pixels) in enumerate(zip(pictures, shown, scale.tolist(), strict=True)):
-        if bool(there.any()):
-            found[index, there] = _fit(window[there], _follow(window[there], pixels, poses), poses.views)
-    return found
+    shape = pictures.shape[:2]
+    shown = (pictures.amax(dim=(-2, -1)) > 0).all(dim=-1).flatten()
+    found = torch.full((len(shown), len(JOINT_NAMES), 3), math.nan)
+    if bool(shown.any()):
+        frames = pictures.flatten(0, 1)[shown]
+        about, pixels = (x.float().repeat_interleave(shape[1], dim=0)[shown] for x in (middle, scale))
+        lens = _Lens(about, pixels, frames.shape[-1])
+        found[shown] = _fit(frames, _follow(frames, lens, poses), lens, poses.views)
+    return found.view(*shape, *found.shape[1:])
 
 
 def seen(joints: Tensor, views: Sequence[tuple[int, int]]) -> Tensor:
@@ -143,12 +153,33 @@ def seen(joints: Tensor, views: Sequence[tuple[int, int]]) -> Tensor:
     return torch.stack([joints[..., list(view)] for view in views], dim=-4)
 
 
-def _follow(pictures: Tensor, scale: float, poses: Poses) -> Tensor:
-    """The poses that a window's frames (T, V, H, H) show, one after the other: (T, 22, 3) pixels."""
+class _Lens(NamedTuple):
+    """Where frames are placed: (T, 3) metres of the pictures' middle, (T,) pixels a metre, and pixels of a side."""
+
+    middle: Tensor
+    scale: Tensor
+    size: int
+
+    def pixels(self, metres: Tensor) -> Tensor:
+        """(T, J, 3) -> (T, J, 3)."""
+        return (metres - self.middle[:, None]) * self.scale[:, None, None] + (self.size - 1) / 2
+
+    def metres(self, pixels: Tensor) -> Tensor:
+        """(T, 3) -> (T, 3)."""
+        return (pixels - (self.size - 1) / 2) / self.scale[:, None] + self.middle
+
+
+def _middle(placed: Tensor) -> Tensor:
+    """(B, 3) metres of the middle of a volume, of which each view tells two."""
+    return torch.stack([placed[:, 2, 0], placed[:, 2, 1], placed[:, 0, 0]], dim=1)
+
+
+def _follow(pictures: Tensor, lens: _Lens, poses: Poses) -> Tensor:
+    """The poses that frames (T, V, H, H) show, one after the other: (T, 22, 3) metres."""
     middles = _middles(pictures, poses.views)
-    likeness = _cropped(pictures, middles, scale, poses.views) @ poses.pictures.T
+    likeness = _cropped(pictures, middles, lens.scale, poses.views) @ poses.pictures.T
     likeliest = likeness.topk(min(_LIKELIEST, likeness.shape[1]), dim=1)
-    joints = poses.joints[likeliest.indices] + (middles / scale)[:, None, None]
+    joints = poses.joints[likeliest.indices] + lens.metres(middles)[:, None, None]
     costs, cost, before = 1 - likeliest.values, 1 - likeliest.values[0], []
     for frame in range(1, len(pictures)):
         moved = torch.linalg.vector_norm(joints[frame, :, None] - joints[frame - 1], dim=-1).mean(dim=-1)
@@ -158,13 +189,14 @@ def _follow(pictures: Tensor, scale: float, poses: Poses) -> Tensor:
     path = [int(cost.argmin())]
     for choices in reversed(before):
         path.append(int(choices[path[-1]]))
-    return joints[torch.arange(len(joints)), torch.tensor(path[::-1])] * scale
+    return joints[torch.arange(len(joints)), torch.tensor(path[::-1])]
 
 
-def _fit(pictures: Tensor, joints: Tensor, views: Sequence[tuple[int, int]]) -> Tensor:
-    """Joints (T, 22, 3) moved onto what the pictures (T, V, H, H) show."""
+def _fit(pictures: Tensor, joints: Tensor, lens: _Lens, views: Sequence[tuple[int, int]]) -> Tensor:
+    """Joints (T, 22, 3), metres, moved onto what the pictures (T, V, H, H) show."""
     size = pictures.shape[-1]
     unit = size / 64
+    metre = lens.scale.mean() / unit  # in pixels at a size of 64, in which Adam counts
     bright = pictures > _BRIGHT * pictures.amax(dim=(-2, -1), keepdim=True)
     fields = np.stack([distance_transform_edt(~picture) for picture in bright.flatten(0, 1).numpy()])
     field = torch.from_numpy(fields).float().div_(unit).clamp_max_(_FAR).unsqueeze(1)
@@ -172,13 +204,14 @@ def _fit(pictures: Tensor, joints: Tensor, views: Sequence[tuple[int, int]]) -> 
     chosen = torch.multinomial(weights, _PIXELS, replacement=True, generator=torch.Generator().manual_seed(0))
     places = torch.stack([chosen % size, chosen // size], dim=-1).view(*pictures.shape[:2], _PIXELS, 2).float()
     first, second = torch.tensor(SMPL_LIMBS).unbind(dim=1)
-    lengths = torch.linalg.vector_norm(joints[:, second] - joints[:, first], dim=-1).mean(dim=0)
+    lengths = torch.linalg.vector_norm(joints[:, second] - joints[:, first], dim=-1).mean(dim=0) * metre
     share = torch.linspace(0.2, 1, 5)
-    moved = joints.clone().requires_grad_()
-    optimizer = torch.optim.Adam([moved], lr=_RATE * unit)
+    start = joints.mean(dim=(0, 1))  # about which numbers stay small
+    moved = ((joints - start) * metre).requires_grad_()
+    optimizer = torch.optim.Adam([moved], lr=_RATE)
     with torch.enable_grad():
         for _ in range(_STEPS):
-            ends = seen(moved, views).transpose(0, 1)
+            ends = seen(lens.pixels(moved / metre + start), views).transpose(0, 1)
             begin, end = ends[:, :, first], ends[:, :, second]
             points = torch.lerp(begin.unsqueeze(-2), end.unsqueeze(-2), share[:, None])
             grid = ((2 * points + 1) / size - 1).flatten(0, 1)
@@ -187,13 +220,13 @@ def _fit(pictures: Tensor, joints: Tensor, views: Sequence[tuple[int, int]]) -> 
             along = ((offset * way).sum(dim=-1) / way.square().sum(dim=-1).clamp_min(1e-6)).clamp(0, 1)
             nearest = (offset - along.unsqueeze(-1) * way).square().sum(dim=-1).amin(dim=-1) / unit**2
             bones = torch.linalg.vector_norm(moved[:, second] - moved[:, first], dim=-1) - lengths
-            loss = off_picture + nearest.clamp_max(100).mean() + _BONES * (bones / unit).square().mean()
+            loss = off_picture + nearest.clamp_max(100).mean() + _BONES * bones.square().mean()
             if len(moved) > 2:
-                loss = loss + _SPEEDS * (moved.diff(n=2, dim=0) / unit).square().mean()
+                loss = loss + _SPEEDS * moved.diff(n=2, dim=0).square().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return moved.detach()
+    return moved.detach() / metre + start
 
 
 def _middles(pictures: Tensor, views: Sequence[tuple[int, int]]) -> Tensor:
@@ -210,10 +243,10 @@ def _middles(pictures: Tensor, views: Sequence[tuple[int, int]]) -> Tensor:
     return ((low + high) / 2).nan_to_num(nan=0.0)
 
 
-def _cropped(pictures: Tensor, middles: Tensor, scale: float, views: Sequence[tuple[int, int]]) -> Tensor:
+def _cropped(pictures: Tensor, middles: Tensor, scale: Tensor, views: Sequence[tuple[int, int]]) -> Tensor:
     """Frames (T, V, H, H) as poses are drawn: about the middle, in the poses' cells, (T, V * cells) of length 1."""
-    size, cell = pictures.shape[-1], _SPAN / _CELLS * scale
-    wide = max(1, round(cell)) // 2 * 2 + 1
+    size, cell = pictures.shape[-1], _SPAN / _CELLS * scale[:, None]
+    wide = min(size, max(1, round(float(cell.median())))) // 2 * 2 + 1
     blurred = F.avg_pool2d(pictures, wide, 1, padding=wide // 2)
     steps = (torch.arange(_CELLS) - (_CELLS - 1) / 2) * cell
     crops = []

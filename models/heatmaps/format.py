@@ -119,6 +119,11 @@ class HeatmapFormat:
         middle, scale = placed[:, :, None, None, :2], placed[:, :, None, None, 2:]
         return (pixels - (self.size - 1) / 2) / scale + middle
 
+    def pixels(self, metres: Tensor, placed: Tensor) -> Tensor:
+        """The inverse of :meth:`metres`."""
+        middle, scale = placed[:, :, None, None, :2], placed[:, :, None, None, 2:]
+        return (metres - middle) * scale + (self.size - 1) / 2
+
     def render(self, joints: Tensor | np.ndarray, scores: Tensor | None = None) -> Tensor:
         """Heatmaps of clips, as the model takes them.
 
