@@ -115,10 +115,10 @@ class HeatmapTrials:
 
     def recipe(self, config: HeatmapTrainConfig) -> str:
         """The training in words."""
-        model = config.model
+        model, channels = config.model, " ".join(map(str, config.model.channels))
         return (
-            f"{config.steps:,} steps of {config.batch_size} windows of {model.frames} frames of {model.size} x "
-            f"{model.size} pixels, sigma {config.sigma:g} px, channels {' '.join(map(str, model.channels))}, "
+            f"{config.steps:,} steps, batches of {config.batch_size}, windows of {model.frames} frames of "
+            f"{model.size} x {model.size} pixels, sigma {config.sigma:g} px, channels {channels}, "
             f"{config.precision}, Adam at {config.lr:g}"
         )
 
@@ -127,5 +127,5 @@ class HeatmapTrials:
         return [
             f"the published models were trained for ten epochs of CMU Panoptic on windows of 64 frames of 128 x 128 "
             f"pixels; these on {minutes:.1f} minutes of other motions for {config.steps:,} steps of "
-            f"{config.batch_size} windows, a thousandth of that or less.",
+            f"{'one window' if config.batch_size == 1 else f'{config.batch_size} windows'}.",
         ]

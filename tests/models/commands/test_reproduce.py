@@ -95,7 +95,7 @@ def test_heatmaps_are_measured_as_pictures(fastvq: Callable[..., Any], tmp_path:
     page = (tmp_path / "out" / "claims_s2.md").read_text()
     assert "not measured" not in page
     assert "made-up motions at 30 frames a second" in page
-    assert "4 steps of 1 windows of 8 frames of 32 x 32 pixels" in page
+    assert "4 steps, batches of 1, windows of 8 frames of 32 x 32 pixels" in page
     assert "FID" not in page
     refused = fastvq("reproduce", "s2", "--quick", "--out", tmp_path / "new", "--evaluator", tmp_path)
     assert refused.code == 2
