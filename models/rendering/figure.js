@@ -8,6 +8,7 @@ const NEAR = 0.2; // metres; nothing closer to the camera is drawn
 const GRID_RADIUS = 7; // metres of floor around the figure
 const LIMB = 0.055; // metres, thickness of a bone
 const HEAD = 0.1; // metres, radius of the head
+const NOSE = 0.045; // metres, radius of the nose, which sits on the head's rim and tells where a body looks
 const COLOURS = ["trunk", "left", "right", "ghost", "grid", "shadow", "accent"];
 
 function decode(track, joints) {
@@ -152,21 +153,36 @@ class Painter {
     this.ctx.stroke();
   }
 
+  // The nose, before the head by the chest's direction, since no joint says where a body looks.
+  nose(track, frame) {
+    const start = Math.min(frame, track.frames - 1) * this.scene.stride;
+    const at = (j) => track.body.subarray(start + 3 * j, start + 3 * j + 3);
+    const [left, right, neck] = this.scene.face.map(at);
+    const head = at(this.scene.head);
+    const across = left.map((v, i) => v - right[i]);
+    const up = head.map((v, i) => v - neck[i]);
+    const ahead = [0, 1, 2].map((i) => across[(i + 1) % 3] * up[(i + 2) % 3] - across[(i + 2) % 3] * up[(i + 1) % 3]);
+    const length = Math.max(Math.hypot(...ahead), 1e-9);
+    return this.camera.project(...[0, 1, 2].map((i) => head[i] + (HEAD * ahead[i]) / length));
+  }
+
   body(track, frame, ghost) {
     const { points, bones } = this.bones(track, frame, false);
     const head = points[this.scene.head];
     const items = bones.map((bone) => ({ ...bone, depth: (bone.a[2] + bone.b[2]) / 2 }));
-    items.push({ joint: this.scene.head, depth: head[2], circle: head });
+    items.push({ joint: this.scene.head, depth: head[2], circle: head, radius: HEAD });
+    const nose = this.nose(track, frame);
+    items.push({ joint: this.scene.head, depth: nose[2], circle: nose, radius: NOSE, pale: true });
     items.sort((one, two) => two.depth - one.depth);
     this.ctx.globalAlpha = ghost ? 0.8 : 1;
-    for (const { a, b, joint, depth, circle } of items) {
+    for (const { a, b, joint, depth, circle, radius, pale } of items) {
       if (depth < NEAR) continue;
-      const colour = ghost ? this.colours.ghost : this.colours[COLOURS[this.scene.sides[joint]]];
+      const colour = ghost || pale ? this.colours.ghost : this.colours[COLOURS[this.scene.sides[joint]]];
       const scale = this.camera.focal / depth;
       this.ctx.beginPath();
       if (circle) {
         this.ctx.fillStyle = colour;
-        this.ctx.arc(circle[0], circle[1], HEAD * scale * (ghost ? 0.7 : 1), 0, 2 * Math.PI);
+        this.ctx.arc(circle[0], circle[1], radius * scale * (ghost ? 0.7 : 1), 0, 2 * Math.PI);
         this.ctx.fill();
       } else {
         this.ctx.strokeStyle = colour;

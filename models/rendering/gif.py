@@ -13,11 +13,11 @@ from PIL import Image, ImageDraw
 
 from fastvq.models.files import replacing
 from fastvq.models.motion.skeleton import JOINT_NAMES, PARENTS
-from fastvq.models.rendering.scene import Scene, Track
+from fastvq.models.rendering.scene import Scene, Track, nose
 
 LENS = 1.6
 LIMB = 0.055
-HEAD_RADIUS = 0.1
+HEAD_RADIUS, NOSE_RADIUS = 0.1, 0.045
 GRID_RADIUS = 5
 # GIF delays are whole hundredths of a second; at 20 frames per second every one of them is exactly 5.
 GIF_FPS = 20
@@ -25,7 +25,7 @@ GIF_FPS = 20
 SUPERSAMPLE = 2
 
 PAPER, GRID, SHADOW, INK = (255, 255, 255), (214, 218, 224), (232, 234, 237), (60, 66, 74)
-LEFT, RIGHT, TRUNK = (31, 111, 214), (210, 96, 26), (61, 69, 79)
+LEFT, RIGHT, TRUNK, FACE = (31, 111, 214), (210, 96, 26), (61, 69, 79), (150, 157, 166)
 _HEAD = JOINT_NAMES.index("head")
 
 
@@ -118,7 +118,7 @@ class _View:
         body = self.joints[moment]
         shadow = camera.project(body * [1, 0, 1] + [0, self.floor, 0])
         self._draw_bones(canvas, camera, shadow, shadow=True)
-        self._draw_bones(canvas, camera, camera.project(body), shadow=False)
+        self._draw_bones(canvas, camera, camera.project(body), shadow=False, face=camera.project(nose(body)))
         if self.label:
             font_size = self.size // 20
             canvas.text((font_size * 0.6, font_size * 0.5), self.label, fill=INK, font_size=font_size)
@@ -137,7 +137,15 @@ class _View:
                 if min(one[2], two[2]) > 0.3:
                     canvas.line([*one[:2], *two[:2]], fill=GRID, width=SUPERSAMPLE)
 
-    def _draw_bones(self, canvas: ImageDraw.ImageDraw, camera: _Camera, points: np.ndarray, *, shadow: bool) -> None:
+    def _draw_bones(
+        self,
+        canvas: ImageDraw.ImageDraw,
+        camera: _Camera,
+        points: np.ndarray,
+        *,
+        shadow: bool,
+        face: np.ndarray | None = None,
+    ) -> None:
         joints = sorted(range(1, len(PARENTS)), key=lambda joint: -(points[joint, 2] + points[PARENTS[joint], 2]))
         for joint in joints:
             ends = points[[PARENTS[joint], joint]]
@@ -149,8 +157,10 @@ class _View:
             canvas.line([*ends[0, :2], *ends[1, :2]], fill=colour, width=max(SUPERSAMPLE, round(width)))
             for end in ends:
                 _disc(canvas, end, width / 2, colour)
-            if joint == _HEAD and not shadow:
-                _disc(canvas, points[joint], HEAD_RADIUS * scale, colour)
+            if joint == _HEAD and face is not None:
+                discs = [(points[joint], HEAD_RADIUS, colour), (face, NOSE_RADIUS, FACE)]
+                for centre, radius, shade in sorted(discs, key=lambda disc: -disc[0][2]):
+                    _disc(canvas, centre, radius * scale, shade)
 
 
 def _disc(canvas: ImageDraw.ImageDraw, centre: np.ndarray, radius: float, colour: tuple[int, int, int]) -> None:

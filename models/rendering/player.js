@@ -127,7 +127,7 @@ class Player {
   load(index) {
     const scene = (this.scene = this.scenes[index]);
     const stride = scene.parents.length * 3;
-    this.shape = { parents: scene.parents, sides: scene.sides, head: scene.head, stride, floor: 0 };
+    this.shape = { parents: scene.parents, sides: scene.sides, head: scene.head, face: scene.face, stride, floor: 0 };
     this.tracks = scene.tracks.map((track) => {
       const body = decode(track, scene.parents.length);
       return {

@@ -13,6 +13,7 @@ from fastvq.models.motion.pose_codes import CATEGORIES, PHRASES, PoseCodes
 from fastvq.models.motion.pose_codes.sentences import said_first, telling_codes
 from fastvq.models.motion.skeleton import JOINT_NAMES, NUM_JOINTS, PARENTS
 
+NOSE = 0.1  # metres from the middle of the head
 _LARGEST = 32767
 # Which colour a joint's bone takes: 0 trunk, 1 left, 2 right.
 _SIDES = [1 if name.startswith("left_") else 2 if name.startswith("right_") else 0 for name in JOINT_NAMES]
@@ -102,6 +103,18 @@ def pack_joints(joints: np.ndarray) -> dict[str, Any]:
     }
 
 
+def nose(joints: np.ndarray) -> np.ndarray:
+    """(..., 22, 3) joints -> (..., 3), a point before the head: no joint says where a body looks, so the chest does.
+
+    Where the shoulders lie on the spine's line, it is the head itself.
+    """
+    left, right, neck, head = (
+        joints[..., JOINT_NAMES.index(name), :] for name in ("left_shoulder", "right_shoulder", "neck", "head")
+    )
+    ahead = np.cross(left - right, head - neck)
+    return head + NOSE * ahead / np.maximum(np.linalg.norm(ahead, axis=-1, keepdims=True), 1e-9)
+
+
 def unpack_joints(packed: dict[str, Any]) -> np.ndarray:
     """(T, 22, 3) float32 metres from what :func:`pack_joints` made."""
     steps = np.frombuffer(base64.b64decode(packed["data"]), dtype="<i2")
@@ -120,6 +133,7 @@ def scene_payload(scene: Scene) -> dict[str, Any]:
         "parents": list(PARENTS),
         "sides": _SIDES,
         "head": JOINT_NAMES.index("head"),
+        "face": [JOINT_NAMES.index(name) for name in ("left_shoulder", "right_shoulder", "neck")],
         "hips": [JOINT_NAMES.index("left_hip"), JOINT_NAMES.index("right_hip")],
         "tracks": [{"label": track.label, **pack_joints(track.joints)} for track in scene.tracks],
         "codes": None if scene.codes is None else _pack_codes(scene.codes),

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from fastvq.models.errors import UserError
-from fastvq.models.motion.skeleton import REST_DIRECTIONS, forward_kinematics
+from fastvq.models.motion.skeleton import JOINT_NAMES, REST_DIRECTIONS, forward_kinematics
 from fastvq.models.rendering.gif import write_gif
-from fastvq.models.rendering.scene import Scene, Track
+from fastvq.models.rendering.scene import NOSE, Scene, Track, nose
 
 
 def standing(frames: int) -> np.ndarray:
@@ -58,3 +58,26 @@ def test_a_gif_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         write_gif(tmp_path / "file" / "a.gif", Scene("a", 30.0, [Track("", standing(3))]), size=32)
+
+
+def test_a_nose_tells_which_way_a_body_looks(tmp_path: Path) -> None:
+    body = standing(1)
+    turned = body @ np.array([[-1.0, 0, 0], [0, 1, 0], [0, 0, -1]], dtype=np.float32)  # half a turn
+    head = JOINT_NAMES.index("head")
+    ahead = nose(body)[0] - body[0, head]
+    assert np.linalg.norm(ahead) == pytest.approx(NOSE, rel=1e-5)
+    assert ahead[2] > 0.9 * NOSE  # the rest pose looks along +z
+    np.testing.assert_allclose(nose(turned)[0] - turned[0, head], ahead * [-1, 1, -1], atol=1e-6)
+    assert np.isfinite(nose(np.zeros((1, 22, 3)))).all()
+    pale = []
+    for name, track in (("facing", [body, turned]), ("from behind", [turned, body])):
+        # The camera stands before the first frame's body; the second frame is what is looked at.
+        path = tmp_path / f"{name}.gif"
+        write_gif(path, Scene("a", 1.0, [Track("", np.concatenate(track))]), size=320)
+        with Image.open(path) as image:
+            for index in (0, image.n_frames - 1):
+                image.seek(index)
+                picture = np.array(image.convert("RGB")).astype(int)
+                pale.append(int((np.abs(picture - [150, 157, 166]).max(axis=-1) < 5).sum()))
+    assert pale[0] > 2 * pale[1]
+    assert pale[2] > 2 * pale[3]
