@@ -16,7 +16,7 @@ from rich.table import Table
 
 from fastvq.models.claims.generator_page import generator_page
 from fastvq.models.claims.generator_runner import COLUMNS, guided, reproduce_generators, shared_tokenizer
-from fastvq.models.claims.generator_study import METRICS, GeneratorStudy
+from fastvq.models.claims.generator_study import GeneratorStudy
 from fastvq.models.claims.verdict import Rows, judge
 from fastvq.models.commands import common
 from fastvq.models.commands.claims_evaluator import csv_text, evaluator_of
@@ -212,13 +212,21 @@ def _facts(
         "Training": f"{steps:,} steps of {config.batch_size} motions, width {dim}, {config.precision}, AdamW at "
         f"{config.lr:g}",
         "Drawing": _drawing(study),
-        "Measured by": f"{evaluator.label}, {evaluator.config.embedding_dim} dimensions, whole clips, "
-        f"{protocol.repeats} repeats; attributes by plain measurements, one motion for each test clip",
+        "Measured by": _measured(evaluator, protocol, attributes=any(asked(clip.text) for clip in test)),
         "Machine": f"{device_name(device)}, {torch.get_num_threads()} "
         f"{'thread' if torch.get_num_threads() == 1 else 'threads'}, torch {torch.__version__}, "
         f"Python {platform.python_version()}",
         "Command": f"`{shlex.join(words)}`",
     }
+
+
+def _measured(evaluator: MotionTextEvaluator, protocol: Protocol, *, attributes: bool) -> str:
+    text = (
+        f"{evaluator.label}, {evaluator.config.embedding_dim} dimensions, whole clips, {protocol.repeats} repeats; "
+        f"MultiModality over {protocol.multimodality_pairs} pairs of {protocol.multimodality_generations} motions of "
+        f"{protocol.multimodality_texts} descriptions"
+    )
+    return f"{text}; attributes by plain measurements of one motion for each test clip" if attributes else text
 
 
 def _drawing(study: GeneratorStudy) -> str:
@@ -252,5 +260,5 @@ def _show(study: GeneratorStudy, rows: Rows, console: Console) -> None:
     for claim in study.claims:
         verdict = judge(claim, rows)
         figures = " → ".join(f"{figure:.3g}" for figure in verdict.measured)
-        table.add_row(f"{claim.sentence} ({METRICS[claim.metric]})", figures, verdict.outcome)
+        table.add_row(claim.sentence, figures, verdict.outcome)
     console.print(table, soft_wrap=False)
