@@ -34,7 +34,7 @@ DVAE_UNKNOWN = (
     "learned by gradients"
 )
 SLOWER = (
-    "in a few hundred steps a coarser grid is, above all, slower to learn: where joints are no nearer than in another "
+    "in a few hundred steps a coarser grid is, above all, slower to learn: where joints are as far as in another "
     "window, as with F8, the picture is still that of the mean body"
 )
 
