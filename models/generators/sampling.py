@@ -35,7 +35,7 @@ class Sampling:
     """Only the likeliest codes that together have this probability; all if absent."""
 
     def __post_init__(self) -> None:
-        check_number("guidance", self.guidance, 0)
+        check_number("guidance", self.guidance, 0, 1000)  # float32 holds what comes of it
         check_number("temperature", self.temperature, 0)
         if self.top_k is not None:
             check_integer("top_k", self.top_k, 1)
@@ -78,7 +78,9 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
     """
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    scaled = logits.double() / sampling.temperature
+    logits = logits.double()
+    # From the largest down, so that a tiny temperature takes the likeliest code too, and nothing overflows.
+    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / sampling.temperature
     ordered, codes = scaled.sort(dim=-1, descending=True, stable=True)
     if sampling.top_k is not None:
         ordered[..., sampling.top_k :] = -torch.inf

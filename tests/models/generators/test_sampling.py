@@ -23,6 +23,8 @@ def shares(sampling: Sampling) -> torch.Tensor:
         (Sampling(), [0.5, 0.25, 0.15, 0.1]),
         (Sampling(temperature=0), [1, 0, 0, 0]),
         (Sampling(temperature=0.5), [0.25 / 0.345, 0.0625 / 0.345, 0.0225 / 0.345, 0.01 / 0.345]),
+        (Sampling(temperature=1e-310), [1, 0, 0, 0]),
+        (Sampling(temperature=1e308), [0.25] * 4),
         (Sampling(top_k=2), [2 / 3, 1 / 3, 0, 0]),
         (Sampling(top_k=9), [0.5, 0.25, 0.15, 0.1]),
         (Sampling(top_p=0.7), [2 / 3, 1 / 3, 0, 0]),
@@ -61,7 +63,14 @@ def test_a_sample_has_its_own_numbers_whatever_it_is_drawn_with():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"temperature": -1.0}, {"guidance": float("nan")}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}],
+    [
+        {"temperature": -1.0},
+        {"guidance": float("nan")},
+        {"guidance": 1e39},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+    ],
     ids=str,
 )
 def test_impossible_settings_are_named(wrong):
