@@ -114,7 +114,7 @@ def train_generator(
     console = Console(quiet=True) if console is None else console
     accelerator = single_process()
     folder = RunFolder(Path(out))
-    newest_checkpoint(folder, resume=resume)
+    checkpoint = newest_checkpoint(folder, resume=resume)
     known = [clip for clip in clips if clip.split == "train"]
     texts = {text for clip in known for text in clip.texts}
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
@@ -126,8 +126,9 @@ def train_generator(
         if begin is not None:
             begin(run.model)
         held = folder.path / TOKENIZER
-        # A run that is not to be resumed with these settings keeps what it has.
-        if not (resume and (held / pretrained.CONFIG).is_file()):
+        # A run that is not to be resumed with these settings keeps what it has; one that ended before its first
+        # checkpoint begins again, maybe with another tokenizer.
+        if checkpoint is None or not (held / pretrained.CONFIG).is_file():
             tokenizer.save_pretrained(held)
         ended = run.go(console, resume=resume)
     return GeneratorRunResult(

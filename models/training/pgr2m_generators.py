@@ -16,6 +16,7 @@ from fastvq.models.tokenizers import pretrained
 from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 from fastvq.models.training.generator import GeneratorRunResult, GeneratorTrainConfig, train_generator
 from fastvq.models.training.generator_data import CaptionedTokens
+from fastvq.models.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ def train_refine(
         assert isinstance(model, RefineTransformer)
         model.start_from(base)
         held = Path(out) / BASE
-        # A run that is not to be resumed with these settings keeps what it has.
-        if not (resume and (held / pretrained.CONFIG).is_file()):
+        # As of the tokenizer.
+        if RunFolder(Path(out)).last() is None or not (held / pretrained.CONFIG).is_file():
             base.save_pretrained(held)
 
     result = train_generator(

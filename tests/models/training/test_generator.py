@@ -19,7 +19,7 @@ from fastvq.models.motion.humanml3d_texts import Caption, caption_lines
 from fastvq.models.motion.procedural import generate_clips
 from fastvq.models.tokenizers.residual_vqvae import ResidualVQVAE, ResidualVQVAEConfig
 from fastvq.models.training.data import prepare_clips
-from fastvq.models.training.generator import GeneratorTrainConfig, train_generator
+from fastvq.models.training.generator import TOKENIZER, GeneratorTrainConfig, train_generator
 from fastvq.models.training.generator_data import (
     CaptionedMotion,
     CaptionedTokens,
@@ -123,6 +123,12 @@ def test_other_data_or_another_tokenizer_cannot_be_resumed(tokenizer, tokens, tm
         trained(config, other, tokenizer, tmp_path / "run", resume=True)
     with pytest.raises(UserError, match="trained with the tokenizer of sha256"):
         trained(config, tokens, ResidualVQVAE(tokenizer.config), tmp_path / "other")
+
+
+def test_a_run_without_a_checkpoint_begins_again_with_the_tokenizer_that_it_is_given(tokenizer, tokens, tmp_path):
+    ResidualVQVAE(tokenizer.config).save_pretrained(tmp_path / "run" / TOKENIZER)
+    trained(fitted(tokenizer, steps=1), tokens, tokenizer, tmp_path / "run", resume=True)
+    load_with_tokenizer(tmp_path / "run")
 
 
 def test_tokens_are_the_tokenizers_own_and_motions_without_text_are_left_out(tokenizer, motions):

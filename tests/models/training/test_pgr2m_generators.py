@@ -121,6 +121,12 @@ def test_a_refine_goes_with_its_tokenizer_and_base_alone(tokenizer, tokens, base
     train_refine(REFINE, base, tokens, tokenizer, tmp_path / "run", resume=True)
 
 
+def test_a_refine_without_a_checkpoint_begins_again_with_the_base_that_it_is_given(tokenizer, tokens, base, tmp_path):
+    BaseTransformer(base.config).save_pretrained(tmp_path / "run" / "base")
+    train_refine(dataclasses.replace(REFINE, steps=1), base, tokens, tokenizer, tmp_path / "run", resume=True)
+    load_with_tokenizer(tmp_path / "run")
+
+
 def test_the_published_recipes():
     one, two = BaseTrainConfig(), RefineTrainConfig()
     assert (one.steps, one.batch_size, one.lr, one.betas, one.weight_decay) == (300_000, 64, 1e-4, (0.5, 0.9), 1e-6)
