@@ -50,7 +50,8 @@ def matching(motions: np.ndarray, texts: np.ndarray, captions: list[str], *, bat
 
     Args:
         motions, texts: (N, D) embeddings, a row of each belongs together.
-        captions: (N); a motion's description counts as found where one of the same words is.
+        captions: (N); a motion's description counts as found where one of the same words is. Of descriptions
+            equally near, which an evaluator that cannot tell them apart makes, the first put together counts first.
         batch: how many descriptions there are to choose from; what is left of N is not used.
         seed: of the order in which they are put together.
 
@@ -63,8 +64,10 @@ def matching(motions: np.ndarray, texts: np.ndarray, captions: list[str], *, bat
         chosen = order[start : start + batch]
         distances = np.linalg.norm(motions[chosen, None] - texts[None, chosen], axis=-1)
         words = np.array([captions[index] for index in chosen])
-        own = np.where(words[:, None] == words[None], distances, np.inf).min(axis=1)
-        ranks.append((distances < own[:, None]).sum(axis=1))
+        own = np.where(words[:, None] == words[None], distances, np.inf)
+        first, nearest = own.argmin(axis=1)[:, None], own.min(axis=1, keepdims=True)
+        tied = (distances == nearest) & (np.arange(batch) < first)
+        ranks.append(((distances < nearest) | tied).sum(axis=1))
     if not ranks:
         return {}
     found = np.concatenate(ranks)

@@ -86,3 +86,10 @@ def test_matching_takes_any_description_of_the_same_words():
     motions = np.array([[10.0], [0.0], [20.0], [30.0]])
     assert matching(motions, texts, ["a", "b", "c", "d"], batch=4)["top1"] == 0.5
     assert matching(motions, texts, ["a", "a", "c", "d"], batch=4)["top1"] == 1.0
+
+
+def test_matching_by_embeddings_that_tell_nothing_apart_is_chance():
+    captions = [str(index) for index in range(32)]
+    found = matching(np.zeros((32, 4)), np.ones((32, 4)), captions)
+    assert found == {"top1": 1 / 32, "top2": 2 / 32, "top3": 3 / 32}
+    assert matching(np.zeros((32, 4)), np.ones((32, 4)), ["a"] * 32)["top1"] == 1.0
