@@ -15,6 +15,7 @@ from fastvq.models.commands import common
 from fastvq.models.commands.options import Evaluate, Generate
 from fastvq.models.errors import UserError
 from fastvq.models.evaluation.attributes import NAMES, asked, read_attributes
+from fastvq.models.evaluation.body_signals import SHORTEST
 from fastvq.models.files import replacing
 from fastvq.models.generators.motions import GeneratedMotion, TextToMotion
 from fastvq.models.generators.sampling import Sampling
@@ -147,9 +148,10 @@ def scene(motion: GeneratedMotion, model: TextToMotion, number: int) -> Scene:
 
 
 def _judged(motion: GeneratedMotion, fps: float) -> list[str]:
-    """Whether the motion does what was asked, as far as that can be read; nothing of texts of other words."""
+    """Whether the motion does what was asked; nothing where that cannot be read, of texts of other words and of
+    motions too short."""
     wanted = asked(motion.text)
-    if wanted is None:
+    if wanted is None or len(motion.joints) < SHORTEST:
         return []
     shown = read_attributes(motion.joints, fps, wanted.action)
     said = []

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.signal import find_peaks
 
 from fastvq.models.errors import UserError
-from fastvq.models.evaluation.body_signals import BodySignals, measure_body
+from fastvq.models.evaluation.body_signals import SHORTEST, BodySignals, measure_body
 
 NAMES = ("action", "direction", "side", "speed")
 
@@ -130,7 +130,7 @@ def attribute_accuracy(captions: Sequence[str], motions: Sequence[np.ndarray], f
 
     Args:
         captions: Procedural ones; others are left out.
-        motions: (T_i, 22, 3) joints in metres.
+        motions: (T_i, 22, 3) joints in metres; one of less than four frames does nothing that was asked.
         fps: Of all motions.
 
     Returns:
@@ -148,7 +148,7 @@ def attribute_accuracy(captions: Sequence[str], motions: Sequence[np.ndarray], f
         wanted = asked(caption)
         if wanted is None:
             continue
-        shown = read_attributes(joints, fps, wanted.action)
+        shown = Attributes() if len(joints) < SHORTEST else read_attributes(joints, fps, wanted.action)
         agree = {
             name: getattr(shown, name) == getattr(wanted, name) for name in NAMES if getattr(wanted, name) is not None
         }

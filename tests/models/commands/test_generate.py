@@ -30,10 +30,10 @@ from fastvq.models.training.data import feature_statistics, prepare_clips
 SIZES = {"width": 16, "output_dim": 16, "codebook_size": 8, "depth": 1, "stages": 2}
 
 
-def make_tokenizer(kind: type[MotionTokenizer], seed: int = 0) -> MotionTokenizer:
+def make_tokenizer(kind: type[MotionTokenizer], seed: int = 0, **sizes: int) -> MotionTokenizer:
     """One whose codebooks come from motions, so that all its codes decode to bodies."""
     torch.manual_seed(seed)
-    config = kind.config_class(**SIZES)
+    config = kind.config_class(**{**SIZES, **sizes})
     clips = prepare_clips(generate_clips(7, seed=1), fps=config.fps, form=config.features)
     mean, std = feature_statistics(clips)
     model = kind(config, mean=mean, std=std).train()
@@ -90,6 +90,18 @@ def test_one_text_in_every_form(fastvq: Callable[..., Any], gpt: Path, tmp_path:
     page = (tmp_path / "clip.html").read_text()
     assert "1. a person walks forward" in page
     assert "read off the motion" in page
+
+
+def test_a_motion_too_short_to_judge_is_written_all_the_same(fastvq: Callable[..., Any], tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(ResidualVQVAE, down_stages=1)
+    config = DoubleTierGPTConfig(dim=16, layers=1, depth_layers=1, heads=2, longest=12)
+    run = save(DoubleTierGPT(config.fitted(tokenizer, open_text_encoder("hash"))), tokenizer, tmp_path / "run")
+    for ending in ("npy", "html"):
+        given = ("--text", "a person walks forward", "--seconds", "0.1", "--out", tmp_path / f"clip.{ending}")
+        outcome = fastvq("generate", "--checkpoint", run, *given)
+        assert outcome.code == 0, outcome.err
+        assert "1. a person walks forward (0.1 s)" in outcome.out
+    assert np.load(tmp_path / "clip.npy").shape == (2, 22, 3)
 
 
 def test_a_seed_gives_the_same_motion_and_another_one_another(

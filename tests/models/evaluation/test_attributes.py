@@ -102,6 +102,12 @@ def test_a_wrong_motion_counts_as_wrong(motions: list[ProceduralMotion]) -> None
     assert attribute_accuracy(["a person dances"], [motions[0].clip.joints], FPS) == {"count": 0, "captions": 0}
 
 
+def test_a_motion_too_short_to_read_does_nothing_that_was_asked(motions: list[ProceduralMotion]) -> None:
+    walk = next(motion.clip for motion in motions if "walks" in motion.clip.text)
+    found = attribute_accuracy([walk.text] * 2, [walk.joints, walk.joints[:2]], FPS)
+    assert found["action"] == 0.5
+
+
 def test_intervals_have_a_width_at_both_ends() -> None:
     # Figures of Wilson's formula, as statsmodels' proportion_confint gives them.
     assert interval([True] * 44) == pytest.approx((0.9197, 1.0), abs=1e-3)
