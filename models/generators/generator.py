@@ -61,6 +61,11 @@ class GeneratorConfig(SavedConfig, ABC):
     """Fields that encoder and tokenizer decide."""
 
     def __post_init__(self) -> None:
+        for name in ("text_encoder", "text_identity", "tokenizer_sha256"):
+            if not isinstance(getattr(self, name), str):
+                raise UserError(f"{name} must be text, got {getattr(self, name)!r}")
+        if not isinstance(self.sizes, (tuple, list)) or not self.sizes:
+            raise UserError(f"sizes must hold the number of codes of each stream, got {self.sizes!r}")
         object.__setattr__(self, "sizes", tuple(self.sizes))
         for name in ("longest", "text_dim", "downsample"):
             check_integer(name, getattr(self, name), 1)
@@ -196,13 +201,20 @@ class MotionGenerator(nn.Module, ABC):
         self._encoder = encoder
 
     def check_tokenizer(self, tokenizer: MotionTokenizer) -> None:
-        """Raises a UserError unless the generator was trained on this tokenizer's codes."""
+        """Raises a UserError unless the generator was trained on this tokenizer's codes, and its settings say so."""
         found, wanted = model_sha256(tokenizer), self.config.tokenizer_sha256
         if found != wanted:
             raise UserError(
                 f"the generator was trained with the tokenizer of sha256 {wanted[:12] or 'unknown'}, and this one "
                 f"has {found[:12]}: its codes mean other motions; use the tokenizer in the generator's run folder"
             )
+        for name in ("sizes", "downsample", "fps"):
+            said, known = getattr(self.config, name), getattr(tokenizer.config, name)
+            if said != known:
+                raise UserError(
+                    f"the generator's settings say {name}={said}, and its tokenizer has {known}: "
+                    f"{pretrained.CONFIG} was changed; restore it"
+                )
 
     @torch.no_grad()
     def generate(

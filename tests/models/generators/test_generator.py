@@ -70,6 +70,25 @@ def test_folders_that_hold_no_generator_are_named(rvqvae, generator, tmp_path):
         load_generator(tmp_path / "generator")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("sizes", [], "sizes must hold the number of codes of each stream"),
+        ("sizes", 3, "sizes must hold the number of codes of each stream"),
+        ("text_encoder", 3, "text_encoder must be text, got 3"),
+        ("downsample", 5, "settings say downsample=5, and its tokenizer has 4"),
+        ("fps", 30.0, "settings say fps=30.0, and its tokenizer has 20.0"),
+    ],
+)
+def test_edited_settings_are_told(generator, rvqvae, tmp_path, name, value, message):
+    generator.save_pretrained(tmp_path / "run")
+    rvqvae.save_pretrained(tmp_path / "run" / TOKENIZER)
+    config = tmp_path / "run" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), name: value}))
+    with pytest.raises(UserError, match=message):
+        load_with_tokenizer(tmp_path / "run")
+
+
 def test_every_kind_is_registered_by_its_name():
     for name, kind in GENERATORS.items():
         assert kind.generator.config_class.kind == name
