@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -33,6 +34,12 @@ class CachedTextEncoder(TextEncoder):
         name = hashlib.sha256(f"{self.identity}\0{text}".encode()).hexdigest()
         return self.folder / name[:2] / f"{name[2:]}.safetensors"
 
+    def _fits(self, found: OneText) -> bool:
+        """Whether that can be an encoding; files have no checksum."""
+        tokens, pooled = found
+        shapes = tokens.ndim == 2 and len(tokens) > 0 and tokens.shape[1:] == pooled.shape == (self.dim,)
+        return shapes and all(one.dtype == torch.float32 and bool(one.isfinite().all()) for one in found)
+
     def encode_one(self, text: str) -> OneText:
         """See the base class.
 
@@ -43,8 +50,9 @@ class CachedTextEncoder(TextEncoder):
         if path.is_file():
             try:
                 held = load_file(str(path))
-                if held["tokens"].shape[1:] == held["pooled"].shape == (self.dim,):
-                    return OneText(held["tokens"], held["pooled"])
+                found = OneText(held["tokens"], held["pooled"])
+                if self._fits(found):
+                    return found
             except (SafetensorError, OSError, KeyError):
                 pass
         found = self.encoder.encode_one(text)

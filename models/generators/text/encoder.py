@@ -86,6 +86,8 @@ def check_texts(texts: Sequence[str]) -> None:
     for index, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"texts[{index}] must say what to do, got {text!r:.{SHOWN}}: write a sentence")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UserError(f"texts[{index}] holds bytes that are no text, {ascii(text)[:SHOWN]}: write it in UTF-8")
 
 
 def check_length(text: str, length: int, longest: int, what: str) -> None:

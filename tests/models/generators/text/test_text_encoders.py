@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fastvq.models.errors import UserError
 from fastvq.models.generators.text import open_text_encoder
@@ -181,3 +182,29 @@ def test_a_missing_package_is_named_with_the_way_to_get_it(name, package, instal
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=install):
         open_text_encoder(name.format(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("tokens", torch.full((4, 3), torch.nan)),
+        ("tokens", torch.zeros(0, 3)),
+        ("tokens", torch.zeros(())),
+        ("pooled", torch.zeros(3, dtype=torch.float16)),
+    ],
+    ids=["nan", "none", "scalar", "half"],
+)
+def test_a_kept_encoding_that_cannot_be_one_is_made_anew(tmp_path, name, wrong):
+    encoder = CachedTextEncoder(Counting(), tmp_path)
+    encoder.encode(["walk"])
+    path = encoder.path("walk")
+    save_file({**load_file(path), name: wrong}, path)
+    found = encoder.encode(["walk"])
+    assert bool((found.tokens == 2).all())
+    assert found.tokens.shape == (1, 4, 3)
+    assert torch.equal(load_file(path)["pooled"], torch.full((3,), 2.0))
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"texts\[1\] holds bytes that are no text, 'walk \\udcff': write it in"):
+        CachedTextEncoder(Counting(), tmp_path).encode(["walk", "walk \udcff"])
