@@ -229,7 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="CSV file that gets the rows")
     options = parser.parse_args(arguments)
     if options.heatmaps:
-        cases = [heatmap_case(heatmap_settings(*options.heatmaps, options.heatmap_batch_size))]
+        frames, size = options.heatmaps
+        cases = [heatmap_case(heatmap_settings(frames, size, options.heatmap_batch_size))]
         chosen, known = heatmap_setups(), heatmap_setups()
     else:
         cases = [motion_case(MotionVQVAEConfig(width=w), n) for w in options.width for n in options.batch_size]

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from rich.console import Console
 from torch import nn
 
-from fastvq.models.training.config import RunConfig
-
 if TYPE_CHECKING:
     from fastvq.models.claims.study import Run, Study
 
@@ -65,5 +63,5 @@ class Trials(Protocol):
     def recipe(self, config: Any) -> str:
         """The training in words: steps, batches, rate."""
 
-    def notes(self, config: RunConfig, minutes: float) -> list[str]:
+    def notes(self, config: Any, minutes: float) -> list[str]:
         """Sentences on why sizes differ from the paper's, for all claims; trained on so many minutes."""

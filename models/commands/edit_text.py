@@ -49,8 +49,17 @@ def run(command: options.Edit) -> int:
     with common.progress_bar(console, "editing") as bar:
         task = bar.add_task("editing", total=len(clips), name="")
         for done, clip in enumerate(clips, start=1):
-            more = {"sampling": sampling, "seed": command.seed, "without_residuals": command.without_residuals}
-            found.append(retell(model, generator, clip, edit, **more))
+            found.append(
+                retell(
+                    model,
+                    generator,
+                    clip,
+                    edit,
+                    sampling=sampling,
+                    seed=command.seed,
+                    without_residuals=command.without_residuals,
+                )
+            )
             bar.update(task, completed=done, name=clip.name)
     _write(command, model, edit, found, console)
     if command.json is not None:

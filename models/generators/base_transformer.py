@@ -245,7 +245,8 @@ class BaseTransformer(MotionGenerator):
             state = self.transformer(inputs + self.position[start : start + inputs.shape[1]], cache=cache)[:, -1]
             scores = self.head(state)
             if guided:
-                scores = guide(*scores.chunk(2), sampling.guidance)
+                told, untold = scores.chunk(2)
+                scores = guide(told, untold, sampling.guidance)
             if lengths is None and time > 0:
                 stops = torch.where(pose_vectors.ends(scores).cpu(), stops.clamp_max(time), stops)
                 if bool((stops <= time).all()):

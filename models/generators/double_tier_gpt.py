@@ -249,7 +249,8 @@ class DoubleTierGPT(MotionGenerator):
             known = F.pad(codes, (0, 1)).clamp_max(self.end - 1)
             logits = self._stages(state, known.repeat(2 if guided else 1, 1), cache)[:, -1]
             if guided:
-                logits = guide(*logits.chunk(2), sampling.guidance)
+                told, untold = logits.chunk(2)
+                logits = guide(told, untold, sampling.guidance)
             if stage or not may_end:
                 logits[:, self.end] = -math.inf
             codes = torch.cat([codes, draw(logits, numbers[:, stage], sampling).unsqueeze(1)], dim=1)

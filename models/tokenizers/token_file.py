@@ -17,7 +17,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,6 +30,7 @@ from fastvq.models.files import check_readable, parse_json, replacing
 from fastvq.models.tokenizers import checks
 from fastvq.models.tokenizers.config import TokenizerConfig
 from fastvq.models.tokenizers.heatmap_vqgan import HeatmapVQGAN
+from fastvq.models.tokenizers.saved_config import SavedConfig
 from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 
 FORMAT = "fastvq-tokens/1"
@@ -52,7 +53,18 @@ class ClipTokens(NamedTuple):
     tokens: Tensor
 
 
-def model_sha256(model: MotionTokenizer | HeatmapVQGAN) -> str:
+class HashedModel(Protocol):
+    """What a hash of a model is taken over."""
+
+    @property
+    def config(self) -> SavedConfig:
+        """Its settings."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its tensors by name."""
+
+
+def model_sha256(model: HashedModel) -> str:
     """A SHA-256 of all that decides a model's tokens: its settings, then its tensors in the order of their names.
 
     For every tensor its name, dtype, shape and bytes (row-major, little-endian) are hashed.
