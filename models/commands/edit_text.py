@@ -65,12 +65,15 @@ def run(command: options.Edit) -> int:
     if command.json is not None:
         common.write_json(command.json, _numbers(command, edit, found))
     free, changed = (sum(getattr(one, name) for one in found) for name in ("free", "changed"))
-    followed = sum(one.followed * one.changed for one in found) / max(changed, 1)
-    console.print(
-        f"{changed} of {free} pose codes that were free changed; the decoded motion shows {followed:.0%} of them."
-    )
-    kept = sum(one.kept for one in found) / len(found)
-    console.print(f"All others are as before; in the latents that changed, {kept:.0%} of them show as they did.")
+    if changed:
+        followed = sum(one.followed * one.changed for one in found) / changed
+        console.print(
+            f"{changed} of {free} pose codes that were free changed; the decoded motion shows {followed:.0%} of them."
+        )
+        kept = sum(one.kept for one in found) / len(found)
+        console.print(f"All others are as before; in the latents that changed, {kept:.0%} of them show as they did.")
+    else:
+        console.print(f"None of {free} pose codes that were free changed: the motion is as before.")
     what = found[0].clip.name if len(found) == 1 else f"{len(found)} clips"
     console.print(f"{what} -> {command.out} ({common.size_text(command.out.stat().st_size)})", markup=False)
     return 0

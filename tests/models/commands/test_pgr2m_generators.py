@@ -94,6 +94,17 @@ def test_editing_by_a_text(fastvq, motions, which, request, tmp_path):
     assert "a person waves with the left hand from frame 8 to 24 (body)" in page.read_text()
 
 
+def test_an_edit_that_changes_nothing_says_so(fastvq, base, tmp_path):
+    """A motion that the generator wrote for the same text, all of it free."""
+    tokens, text = tmp_path / "a.safetensors", ("--text", "a person waves with the left hand")
+    assert fastvq("generate", "--checkpoint", base, *text, "--seconds", "1", "--out", tokens).code == 0
+    outcome = fastvq(
+        "edit", tokens, "--generator", base, *text, "--part", "body", "--out", tmp_path / "b.safetensors"
+    )
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "None of 350 pose codes that were free changed: the motion is as before." in outcome.out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
