@@ -181,5 +181,5 @@ def test_settings_that_cannot_be_are_refused(
 def test_the_kind_s_own_defaults_are_explained(fastvq: Callable[..., Any]) -> None:
     shown = fastvq("train", "pose-rvq", "--help").out
     assert "--stages" in shown
-    codes = shown[shown.index("--codes") :]
+    codes = shown[shown.index("--codes INT") :]
     assert "(default: 64)" in codes[:200]
