@@ -12,9 +12,8 @@ from typing import Any
 from rich.console import Console
 
 from fastvq.models.claims.generator_study import METRICS, GeneratorRun, GeneratorStudy, view
-from fastvq.models.claims.runner import training_seconds
+from fastvq.models.claims.runner import read_log, read_rows, training_seconds
 from fastvq.models.errors import UserError
-from fastvq.models.files import parse_json
 from fastvq.models.generators.base_transformer import BaseTransformer
 from fastvq.models.generators.generator import MotionGenerator
 from fastvq.models.generators.kinds import GENERATORS
@@ -103,7 +102,7 @@ def reproduce_generators(
             config = _config(study, run, tokenizer, base, seed=seed, steps=steps, dim=dim)
             key = _key(config, run, fingerprint_tokens(tokens), measured_by)
             file = out / f"{run.name}_seed{seed}.json"
-            rows = _read(file, key)
+            rows = read_rows(file, key, FORMAT)
             folder = out / f"{run.name}_seed{seed}"
             # What others build on is loaded, though it was measured before.
             if rows is None or any(run.name == other.base for other in study.runs):
@@ -178,7 +177,6 @@ def _row(
     measure: Measure,
 ) -> Row:
     found = measure(model, guidance)
-    log = [parse_json(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return {
         "study": study.name,
         "run": view(run.name, guidance).name,
@@ -187,7 +185,7 @@ def _row(
         "kind": run.kind,
         "seed": config.seed,
         "steps": config.steps,
-        "seconds": round(training_seconds(log), 1),
+        "seconds": round(training_seconds(read_log(folder / "metrics.jsonl")), 1),
         "dim": getattr(config.model, "dim", None),
         "parameters": sum(weight.numel() for weight in model.generator.parameters()),
         **{name: value for name, value in found.items() if name in COLUMNS},
@@ -199,18 +197,6 @@ def _key(config: GeneratorTrainConfig, run: GeneratorRun, data: str, measured_by
     usual = dataclasses.asdict(GENERATORS[run.kind].generator.usual_sampling)
     parts = [config.to_dict(), config.model.kind, list(run.guidance), usual, data, measured_by, list(COLUMNS)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _read(file: Path, key: str) -> list[Row] | None:
-    """The rows that a file holds; None where there are none, or those of other settings, data or metrics."""
-    if not file.is_file():
-        return None
-    try:
-        values = parse_json(file.read_text(encoding="utf-8"))
-        found: list[Row] = values["rows"]
-        return found if values["format"] == FORMAT and values["key"] == key else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is damaged ({error}): remove it, and the run is measured again") from error
 
 
 def guided(model: TextToMotion, guidance: float | None) -> Sampling:

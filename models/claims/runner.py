@@ -60,7 +60,7 @@ def reproduce(
             config = study.config(run, seed=seed, steps=steps, width=width)
             key = _key(config, run, data, [measured_by, *study.columns()])
             file = out / f"{run.name}_seed{seed}.json"
-            rows = _read(file, key)
+            rows = read_rows(file, key, FORMAT)
             if rows is None:
                 console.print(f"{study.name} {run.name}, seed {seed}: {config.model.summary}, {steps:,} steps")
                 rows = _rows(study, run, config, clips, held_out, out / f"{run.name}_seed{seed}", console, measure)
@@ -87,7 +87,7 @@ def _rows(
     model, interrupted = study.trials.train(config, clips, folder, resume=started, console=console)
     if interrupted:
         raise KeyboardInterrupt
-    rows, log, columns = [], _log(folder / "metrics.jsonl"), study.columns()
+    rows, log, columns = [], read_log(folder / "metrics.jsonl"), study.columns()
     for streams in run.streams:
         if measure is None:
             found = study.trials.measure(config, model, held_out, streams)
@@ -112,7 +112,8 @@ def _rows(
     return rows
 
 
-def _log(metrics: Path) -> list[Row]:
+def read_log(metrics: Path) -> list[Row]:
+    """The rows of a run's ``metrics.jsonl``."""
     return [parse_json(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
 
 
@@ -136,13 +137,17 @@ def _key(config: RunConfig, run: Run, data: str, measured_by: Sequence[str]) -> 
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _read(file: Path, key: str) -> list[Row] | None:
-    """The rows that a file holds; None where there are none, or those of other settings, data or metrics."""
+def read_rows(file: Path, key: str, written_as: str) -> list[Row] | None:
+    """The rows that a file of the format ``written_as`` holds; None where there are none, or those of another key.
+
+    Raises:
+        UserError: it is damaged.
+    """
     if not file.is_file():
         return None
     try:
         values = parse_json(file.read_text(encoding="utf-8"))
         found: list[Row] = values["rows"]
-        return found if values["format"] == FORMAT and values["key"] == key else None
+        return found if values["format"] == written_as and values["key"] == key else None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged ({error}): remove it, and the run is measured again") from error
