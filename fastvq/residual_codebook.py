@@ -24,7 +24,8 @@ class ResidualCodebook(CodebookState):
         groups: G.
         shared: all stages use one codebook.
         beam: choices kept from stage to stage, see :func:`fastvq.functional.residual_nearest`.
-        rules: initialiser, update and dead-code rule; each stage initialises on what the stage before leaves.
+        rules: initialiser, update and dead-code rule; each stage initialises on what the stage before leaves, with an
+            equal share of the codes where one codebook is shared.
         impl: implementation of the ops, see :mod:`fastvq.functional`.
 
     Buffers, with S = 1 if shared, else Q:
@@ -98,14 +99,42 @@ class ResidualCodebook(CodebookState):
         """Each stage's from what the stage before leaves."""
         assert self.rules.init is not None
         residual = x.to(self.codebook.dtype)
+        if self.shared:
+            return self._first_shared_codes(residual, usable)
         codes = torch.zeros_like(self.codebook)
         for stage in range(codes.shape[1]):
             size = self.codebook_size if self.sizes is None else self.sizes[stage]
             codes[:, stage, :size] = self.rules.init(residual, usable, size).to(codes.dtype)
             if stage + 1 < codes.shape[1]:
-                found = F.nearest(residual, codes[:, stage, :size], impl=self.impl).indices
-                residual = residual - F.lookup(found.unsqueeze(-1), codes[:, stage : stage + 1], impl=self.impl)
+                residual = self._left(residual, codes[:, stage, :size])
         return codes
+
+    def _first_shared_codes(self, residual: Tensor, usable: Tensor | None) -> Tensor:
+        """K / Q codes from the rows of each stage.
+
+        Codes as large as the rows are too large for what the first stage leaves: with no others, later stages would
+        make the error larger, and until training mends it they would share two or three codes.
+        """
+        assert self.rules.init is not None
+        codes = residual.new_empty(self.groups, 0, self.dim)
+        for stage in range(self.num_quantizers):
+            size = self.codebook_size // self.num_quantizers + (stage < self.codebook_size % self.num_quantizers)
+            if size == 0:
+                break
+            rows = usable
+            if stage > 0:
+                residual = self._left(residual, codes)
+                # Rows that became codes leave nothing, of which a code would be one code too many.
+                left = (residual != 0).any(-1).all(0)
+                left = left if usable is None else left & usable
+                rows = torch.where(left.any(), left, torch.ones_like(left) if usable is None else usable)
+            codes = torch.cat([codes, self.rules.init(residual, rows, size).to(codes.dtype)], dim=1)
+        return codes.unsqueeze(1)
+
+    def _left(self, rows: Tensor, codes: Tensor) -> Tensor:
+        """What the nearest of the codes (G, K, D) leave of rows (G, R1, R2, D)."""
+        found = F.nearest(rows, codes, impl=self.impl).indices
+        return rows - F.lookup(found.unsqueeze(-1), codes.unsqueeze(1), impl=self.impl)
 
     def _start_(self, codes: Tensor, rows: int, usable: Tensor | None) -> None:
         super()._start_(codes, rows, usable)
