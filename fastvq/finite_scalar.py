@@ -10,10 +10,14 @@ from torch import Tensor
 from . import validation as check
 from .dropout import QuantizeDropout
 from .grouped import Quantized
-from .scalar import ScalarQuantizer, code_count, straight_through
+from .scalar import ScalarQuantizer, code_count, on_cpu_now, straight_through
 
 # How far beyond the outermost level the bound reaches, so that level can be reached at all (Mentzer et al. 2023).
 SLACK = 1e-3
+# Integers up to this are exact in float32, sums of them too.
+EXACT = 2**24
+# Entries of a row from which a CPU's vector loops are not held up by its end.
+ROW = 64
 
 
 def checked_levels(levels: Sequence[int], least: int) -> list[int]:
@@ -58,6 +62,7 @@ class _FiniteScalar(ScalarQuantizer):
             channel_dim=channel_dim,
             check_finite=check_finite,
         )
+        self._counts = tuple(levels)
         basis = [1]
         for level in levels[:-1]:
             basis.append(basis[-1] * level)
@@ -65,7 +70,28 @@ class _FiniteScalar(ScalarQuantizer):
         self.register_buffer("basis", torch.tensor(basis), persistent=False)
 
     def _levels_to_index(self, levels: Tensor) -> Tensor:
-        return (levels.long() * self.basis).sum(-1)
+        if self.codebook_size > EXACT:
+            return (levels.long() * self.basis).sum(-1)
+        # Sums of channels are exact in floating point up to there, and as many passes over rows, not over channels.
+        index, basis = levels[..., 0], 1
+        for channel in range(1, levels.shape[-1]):
+            basis *= self._counts[channel - 1]
+            index = index.add(levels[..., channel], alpha=basis)
+        return index.long()
+
+    def _long_rows(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """z (..., C) and its levels (C,); of a CPU's tensor several rows as one, (R, m C), with m times the levels.
+
+        What is done to z with the levels beside it runs several times as fast so: torch's loops stop at a row's end.
+        """
+        levels, copies = self.levels.to(z.dtype), 1
+        if on_cpu_now(z) and z.is_contiguous():
+            number = z.numel() // max(1, len(levels))
+            while copies * len(levels) < ROW and number % (2 * copies) == 0 and number > 0:
+                copies *= 2
+        if copies == 1:
+            return z, levels
+        return z.view(-1, copies * len(levels)), levels.repeat(copies)
 
     def _index_to_levels(self, index: Tensor) -> Tensor:
         return index.unsqueeze(-1) // self.basis % self.levels
@@ -129,6 +155,9 @@ class FSQ(_FiniteScalar):
         )
         check.unit_interval("noise_dropout", noise_dropout)
         self.symmetric, self.noise_dropout = symmetric, noise_dropout
+        # The index of the middle levels, from which positions count.
+        middle = self._levels_to_index(self.levels.double() // 2)
+        self._middle = 0 if symmetric else int(middle)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, *, lengths: Tensor | None = None) -> Quantized:
         """Quantizes.
@@ -161,37 +190,48 @@ class FSQ(_FiniteScalar):
         """
         return self._decoded(indices.unsqueeze(-1).unsqueeze(-1))
 
-    def _position(self, z: Tensor) -> Tensor:
-        """Where z lies among the levels 0 to L - 1, before the rounding."""
-        levels = self.levels.to(z.dtype)
+    def _position(self, z: Tensor, levels: Tensor) -> Tensor:
+        """Where z lies before the rounding, counted in levels from the middle one; from the lowest if symmetric."""
         if self.symmetric:
             return (levels - 1) * (z.tanh() + 1) / 2
         half = (levels - 1) * ((1 + SLACK) / 2)
         offset = (1 - levels % 2) / 2
-        return (z + (offset / half).atanh()).tanh() * half - offset + self.levels // 2
+        return (z + (offset / half).atanh()).tanh() * half - offset
 
-    def _value(self, position: Tensor) -> Tensor:
+    def _round(self, position: Tensor, levels: Tensor) -> Tensor:
+        """The level that a position is nearest to."""
+        level = position.round()
+        if self.symmetric or max(self._counts) * SLACK < 1:
+            return level
+        # Of so many levels the slack is more than one.
+        return level.maximum(-(levels // 2)).minimum((levels - 1) // 2)
+
+    def _value(self, position: Tensor, levels: Tensor) -> Tensor:
         """The code of a position."""
         if self.symmetric:
-            return position * (2 / (self.levels.to(position.dtype) - 1)) - 1
-        half = self.levels // 2
-        return (position - half) / half
+            return position * (2 / (levels - 1)) - 1
+        return position / (levels // 2)
 
     def _quantize(self, z: Tensor, valid: Tensor, taken: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        position = self._position(z)
-        level = position.detach().round()
-        index = self._levels_to_index(level)
+        rows, levels = self._long_rows(z)
+        position = self._position(rows, levels)
+        level = self._round(position.detach(), levels)
+        index = self._levels_to_index(level.view(z.shape)) + self._middle
         level = straight_through(position, level)
         if self.training and self.noise_dropout:
             noisy = position + (torch.rand_like(position) - 0.5)
             level = torch.where(torch.rand_like(position) < self.noise_dropout, noisy, level)
-        return self._value(level), index.unsqueeze(-1), z.new_zeros(())
+        return self._value(level, levels).view(z.shape), index.unsqueeze(-1), z.new_zeros(())
 
     def _indices(self, z: Tensor) -> Tensor:
-        return self._levels_to_index(self._position(z).round()).unsqueeze(-1)
+        rows, levels = self._long_rows(z)
+        level = self._round(self._position(rows, levels), levels).view(z.shape)
+        return (self._levels_to_index(level) + self._middle).unsqueeze(-1)
 
     def _codes(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
-        codes = self._value(self._index_to_levels(indices.squeeze(-1).clamp_min(0)).to(dtype))
+        level = self._index_to_levels(indices.squeeze(-1).clamp_min(0))
+        level = level if self.symmetric else level - self.levels // 2
+        codes = self._value(level.to(dtype), self.levels.to(dtype))
         return torch.where(indices >= 0, codes, 0)
 
 

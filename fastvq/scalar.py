@@ -157,8 +157,14 @@ def known_finite(x: Tensor) -> bool:
 
     A sum is finite only where all its terms are; where it overflows, nothing is known.
     """
-    plain = type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu" and not torch.compiler.is_compiling()
-    return plain and torch._C._functorch.peek_interpreter_stack() is None and math.isfinite(x.detach().sum().item())
+    return on_cpu_now(x) and math.isfinite(x.detach().sum().item())
+
+
+def on_cpu_now(x: Tensor) -> bool:
+    """Whether x is a plain tensor on a CPU whose operations run as they come: not traced, and not transformed."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    plain = type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu" and not traced
+    return plain and torch._C._functorch.peek_interpreter_stack() is None
 
 
 def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:

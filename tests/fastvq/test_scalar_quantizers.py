@@ -383,3 +383,20 @@ def test_mistakes_get_one_clear_sentence(call, error, words):
     with pytest.raises(error, match=words) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 16, 30, 64, 1000])
+@pytest.mark.parametrize("levels", [[3], [8, 5, 5, 5], [4] * 5, [7] * 70, [2**15] * 4])
+def test_fsq_of_many_rows_at_once_is_that_of_one_row_after_another(rows, levels):
+    torch.manual_seed(0)
+    fsq = FSQ(len(levels), levels) if len(levels) < 70 else FSQ(20, levels[:20])
+    x = torch.randn(rows, fsq.dim)
+    x[0] = 20  # the outermost levels
+    quantized, indices, _ = fsq(x)
+    alone = [fsq(row.unsqueeze(0)) for row in x]
+    assert torch.equal(indices, torch.cat([one.indices for one in alone]))
+    assert torch.equal(quantized, torch.cat([one.quantized for one in alone]))
+    assert torch.equal(fsq.encode(x), indices)
+    assert torch.equal(fsq.decode(indices), quantized)
+    assert indices.min() >= 0
+    assert indices.max() < fsq.codebook_size
