@@ -86,6 +86,13 @@ def gather_rows(x: Tensor, usable: Tensor | None, limit: int) -> Tensor:
     return torch.cat(parts, dim=1).unsqueeze(1)
 
 
+def agreed(draw: Tensor) -> Tensor:
+    """What the first rank drew, for all; without torch.distributed the draw itself."""
+    if world_size() > 1:
+        broadcast_(draw)
+    return draw
+
+
 def broadcast_(*tensors: Tensor) -> None:
     """Gives all ranks what the first one has."""
     for tensor in tensors:

@@ -6,6 +6,7 @@ in its files is wrong; 130 interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import io
@@ -13,6 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from fastvq.models import launch
 from fastvq.models.errors import UserError
 
 COMMANDS = {
@@ -30,6 +32,8 @@ COMMANDS = {
     "tune": "measure launch configurations on a GPU, and keep what is faster than the table",
     "doctor": "tell which device, versions and kernels are in use, and why",
 }
+# Under torchrun; all others would write their files once for each process.
+SHARED = ("train",)
 # Characters; files may hold names and numbers of any length.
 LONGEST_MESSAGE = 2000
 # What the extra [models] brings; import names.
@@ -64,14 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except UserError as error:
-        return _failed(str(error), 2)
+        # Every process finds it, or hears of it from the first.
+        return _failed(str(error), 2) if launch.is_main() else 2
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRA:
             raise
         return _failed(f'{package} is not installed: pip install "fastvq-torch[models]"', 2)
     except KeyboardInterrupt:
-        return _failed("interrupted", 130)
+        return _failed("interrupted", 130) if launch.is_main() else 130
     except BrokenPipeError:
         # The reader has gone (`fastvq doctor | head -1`); what is still buffered has nowhere to go either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -100,8 +105,15 @@ def _dispatch(arguments: list[str]) -> int:
         what = "option" if name.startswith("-") else "command"
         hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
         raise UserError(f"there is no {what} {name}: {hint}")
+    processes = launch.number_of_processes()
+    if processes > 1 and name not in SHARED:
+        raise UserError(
+            f"fastvq {name} runs in one process, got {processes}: launch it without torchrun, which is for "
+            f"{', '.join(SHARED)}"
+        )
     try:
-        command = importlib.import_module("fastvq.models.commands.options").read(name, options)
+        with contextlib.nullcontext() if launch.is_main() else contextlib.redirect_stderr(io.StringIO()):
+            command = importlib.import_module("fastvq.models.commands.options").read(name, options)
     except SystemExit as stop:  # how tyro ends after --help (0) and after options that it refuses (2)
         return stop.code if isinstance(stop.code, int) else 2
     code: int = importlib.import_module(f"fastvq.models.commands.{name.replace('-', '_')}").run(command)

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from fastvq.models import launch
 from fastvq.models.errors import UserError
 from fastvq.models.kinds import load_tokenizer
 from fastvq.models.motion.clip import Clip
@@ -47,8 +48,9 @@ LONGEST_NAME = 180
 
 
 def make_console() -> Console:
-    """Where results go: standard output, numbers not coloured, names as they are, brackets and all."""
-    return Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    """Where results go: standard output, numbers not coloured, names as they are, brackets and all; of several
+    processes only the first one talks."""
+    return Console(highlight=False, soft_wrap=True, markup=False, emoji=False, quiet=not launch.is_main())
 
 
 def progress_bar(console: Console, what: str) -> Progress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from fastvq.models.tokenizers.config import check_integer
 from fastvq.models.tokenizers.heatmap_vqgan import HeatmapVQGAN, HeatmapVQGANConfig
 from fastvq.models.training.heatmap_data import prepare_joints
 from fastvq.models.training.heatmap_vqgan import HeatmapTrainConfig, settings_of, train_heatmaps
+from fastvq.models.training.processes import Processes
 
 # Frames times rows times columns that a model is given at once; more would only take memory.
 MOST_PIXELS = 1 << 22
@@ -61,20 +63,23 @@ def windows_at_once(model: HeatmapVQGAN, wanted: int) -> int:
     return max(1, min(wanted, MOST_PIXELS // pixels))
 
 
-def train(command: Train, config: HeatmapTrainConfig, console: Console) -> int:
+def train(command: Train, config: HeatmapTrainConfig, console: Console, processes: Processes) -> int:
     """Trains; returns the exit code."""
     clips = read_clips(command, console, config, least=config.stretch[0])
     held_out = [clip for clip in clips if clip.split == "test"]
     console.print(f"{len(clips)} clips: {sum(clip.split == 'train' for clip in clips)} train, {len(held_out)} test")
     if not command.resume:
-        common.make_room_for_run(command.out, overwrite=command.overwrite)
+        processes.on_main(partial(common.make_room_for_run, command.out, overwrite=command.overwrite))
     result = train_heatmaps(config, clips, command.out, resume=command.resume, console=console)
+    processes.leave()
     if result.interrupted:
         folder = shlex.quote(str(command.out))
         console.print(
             f"Go on with: fastvq train {config.model.kind}{common.data_option(command)} --out {folder} --resume"
         )
         return 130
+    if not processes.main:
+        return 0
     long = [clip for clip in held_out if clip.frames >= config.model.frames]
     if long and not command.skip_report:
         evaluation = _evaluated(result.model, long, config, console, most_windows=REPORT_WINDOWS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -27,25 +28,27 @@ from fastvq.models.training.generator_data import (
     with_text,
 )
 from fastvq.models.training.pgr2m_generators import RefineTrainConfig, train_refine
+from fastvq.models.training.processes import Processes
 
 
-def train(command: Train, config: GeneratorTrainConfig, console: Console) -> int:
+def train(command: Train, config: GeneratorTrainConfig, console: Console, processes: Processes) -> int:
     """Trains; returns the exit code."""
     assert isinstance(command, TrainGenerator)
     kind = config.model.kind
     if isinstance(config, RefineTrainConfig):
-        result = _refine(command, config, console)
+        result = _refine(command, config, console, processes)
     else:
         tokenizer = common.load_model(str(_tokenizer_folder(command)))
         name = absolute(config.model.text_encoder)
         encoder = open_text_encoder(name)
         model = dataclasses.replace(config.model, text_encoder=name).fitted(tokenizer, encoder)
         config = dataclasses.replace(config, model=model)
-        tokens = _prepared(command, config, tokenizer, console)
+        tokens = _prepared(command, config, tokenizer, console, processes)
         generator = GENERATORS[kind].generator
         result = train_generator(
             config, generator, tokens, tokenizer, encoder, command.out, resume=command.resume, console=console
         )
+    processes.leave()
     folder = shlex.quote(str(command.out))
     if result.interrupted:
         console.print(f"Go on with: fastvq train {kind}{common.data_option(command)} --out {folder} --resume")
@@ -54,14 +57,16 @@ def train(command: Train, config: GeneratorTrainConfig, console: Console) -> int
     return 0
 
 
-def _refine(command: TrainGenerator, config: RefineTrainConfig, console: Console) -> GeneratorRunResult:
+def _refine(
+    command: TrainGenerator, config: RefineTrainConfig, console: Console, processes: Processes
+) -> GeneratorRunResult:
     """Trains on what a Base Transformer was trained on."""
     assert isinstance(command, TrainRefine)
     base, tokenizer = load_with_tokenizer(*_base_folders(command))
     if not isinstance(base, BaseTransformer):
         raise UserError(f"--base must be the run folder of a pgr2m-base, got that of a {base.config.kind}")
     config.model.check_fits(tokenizer)
-    tokens = _prepared(command, config, tokenizer, console)
+    tokens = _prepared(command, config, tokenizer, console, processes)
     return train_refine(config, base, tokens, tokenizer, command.out, resume=command.resume, console=console)
 
 
@@ -80,12 +85,16 @@ def _base_folders(command: TrainRefine) -> tuple[Path, Path | None]:
 
 
 def _prepared(
-    command: TrainGenerator, config: GeneratorTrainConfig, tokenizer: MotionTokenizer, console: Console
+    command: TrainGenerator,
+    config: GeneratorTrainConfig,
+    tokenizer: MotionTokenizer,
+    console: Console,
+    processes: Processes,
 ) -> list[CaptionedTokens]:
     """What there is to learn from as tokens, and room for the run."""
     tokens = _tokens(tokenizer, _motions(command, config, tokenizer, console), console)
     if not command.resume:
-        common.make_room_for_run(command.out, overwrite=command.overwrite)
+        processes.on_main(partial(common.make_room_for_run, command.out, overwrite=command.overwrite))
     return tokens
 
 

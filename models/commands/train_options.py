@@ -56,7 +56,8 @@ class Train:
 
     Clips of the train split are learnt from, those of the test split measured at the end. Ctrl-C stops after the step
     in hand, with a checkpoint; the same command with --resume goes on from there, to the same weights as an
-    uninterrupted run.
+    uninterrupted run. Several processes share every batch of --batch-size, a GPU each where there are any: torchrun
+    --nproc-per-node 2 --no-python fastvq train KIND and the options.
 
     A motion-vqvae for an hour of two CPU cores: --width 512 --batch-size 32 --steps 6500 --precision bf16 --mirror
     --speeds 0.8 0.9 1 1.1 1.25 --short-clips pad. A heatmap-vqgan for twenty minutes of one: --size 64 --frames 8

@@ -132,7 +132,8 @@ class DoubleTierGPT(MotionGenerator):
         errors = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1, reduction="none")
         counts = (targets >= 0).sum(dim=0)
         each = errors.view_as(targets).sum(dim=0) / counts.clamp_min(1)
-        return GeneratorLosses(errors.sum() / len(targets), {"cross_entropy_per_stage": each.detach()})
+        number = len(targets)
+        return GeneratorLosses(errors.sum() / number, {"cross_entropy_per_stage": each.detach()}, number)
 
     def _corrupted(self, tokens: Tensor) -> Tensor:
         """(B, T, S) with some codes replaced by random ones."""

@@ -128,10 +128,12 @@ class GeneratorLosses(NamedTuple):
     Attributes:
         total: scalar to minimise, with gradient.
         terms: numbers for ``metrics.jsonl`` by name, scalars or vectors, without gradient.
+        number: of what the total is the mean, by which parts of a batch weigh; the same for all where left out.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
+    number: Tensor | float = 1.0
 
 
 class MotionGenerator(nn.Module, ABC):

@@ -201,7 +201,7 @@ class RefineTransformer(MotionGenerator):
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
         with torch.no_grad():
             right = (logits.argmax(dim=-1) == targets)[targets >= 0]
-        return GeneratorLosses(loss, {"accuracy": right.float().mean()})
+        return GeneratorLosses(loss, {"accuracy": right.float().mean()}, batch.lengths.sum())
 
     def scores(self, text: TextFeatures, tokens: Tensor, stage: Tensor, real: Tensor | None = None) -> Tensor:
         """Logits of a residual stage.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fastvq.models.errors import UserError
+from fastvq.models.nn.batch_norm import RankedBatchNorm3d
 from fastvq.models.nn.conv3d import Conv3d
 
 
@@ -26,7 +27,7 @@ class PatchDiscriminator3d(nn.Module):
             after = width * min(2**layer, 8)
             stride = 2 if layer < layers else 1
             body.append(Conv3d(before, after, 4, stride=stride, padding=1, bias=False))
-            body += [nn.BatchNorm3d(after), nn.LeakyReLU(0.2)]
+            body += [RankedBatchNorm3d(after), nn.LeakyReLU(0.2)]
             before = after
         body.append(Conv3d(before, 1, 4, padding=2))
         self.body = nn.Sequential(*body)

@@ -19,6 +19,7 @@ from fastvq import (
     RelativeUsage,
     ResidualAttentionVQ,
     ResidualVQ,
+    distributed,
 )
 from fastvq.models.errors import UserError
 from fastvq.models.tokenizers.config import check_number
@@ -139,13 +140,18 @@ class PGR2MTokenizer(PoseCodeTokenizer):
         """Pose latents and quantized residuals, added; in training now and then pose latents alone and no loss."""
         tau = self.config.residual_dropout
         # On the host: the choice is one for the whole batch, and a step without residuals costs as little as it can.
-        if not (self.training and tau and self.config.stages) or float(torch.rand(())) >= tau:
+        # One for all ranks, too, since codebooks that follow all of them need every rank.
+        if not (self.training and tau and self.config.stages) or self._drawn() >= tau:
             return super().quantize(latents, mask, codes)
         assert codes is not None
         codes = codes if mask is None else codes.masked_fill(~mask.unsqueeze(-1), -1)
         pose = self.pose_latents(codes)
         holes = codes.new_full((*codes.shape[:-1], self.config.stages), -1)
         return Quantized(pose, torch.cat([codes, holes], dim=-1), pose.new_zeros(()))
+
+    def _drawn(self) -> float:
+        """Evenly from [0, 1), on all ranks the same; from the host's generator."""
+        return float(distributed.agreed(torch.rand(()).to(self.mean.device)))
 
     def get_codebook_embeddings(self) -> Tensor:
         """The residual codes as decoding adds them, (stages, codebook_size, output_dim); a copy."""

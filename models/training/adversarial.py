@@ -8,7 +8,7 @@ w_a 10^4, rec the first three terms, and the gradients those of the last layer's
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -84,6 +84,7 @@ def generator_losses(
     *,
     discriminator: nn.Module | None = None,
     perceptual: Perceptual | None = None,
+    mean: Callable[[Tensor], Tensor] = lambda gradient: gradient,
 ) -> GeneratorLosses:
     """The loss of encoder, codes and decoder.
 
@@ -94,6 +95,7 @@ def generator_losses(
         weights: of the terms.
         discriminator: (B, C, T, H, W) -> scores; None where it takes no part. Its weights get no gradients.
         perceptual: :class:`~fastvq.models.training.perceptual.GradientDifference` if absent.
+        mean: of a gradient over the processes that share a batch.
     """
     perceptual = GradientDifference() if perceptual is None else perceptual
     fake = result.heatmaps.to(heatmaps.dtype)
@@ -108,14 +110,23 @@ def generator_losses(
     if discriminator is not None:
         with _frozen(discriminator):
             adversarial = -discriminator(fake).float().mean()
-        weight = weights.adversarial * adaptive_weight(reconstruction, adversarial, last_weight)
+        weight = weights.adversarial * adaptive_weight(reconstruction, adversarial, last_weight, mean)
         total = total + weights.factor * weight * adversarial
     return GeneratorLosses(total, *(x.detach() for x in (l1, looks, result.loss, adversarial, weight)))
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_weight: Tensor) -> Tensor:
-    """|d reconstruction / d last| / (|d adversarial / d last| + 1e-4), at most 10^4, detached."""
-    norms = [torch.autograd.grad(x, last_weight, retain_graph=True)[0].norm() for x in (reconstruction, adversarial)]
+def adaptive_weight(
+    reconstruction: Tensor,
+    adversarial: Tensor,
+    last_weight: Tensor,
+    mean: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+) -> Tensor:
+    """|d reconstruction / d last| / (|d adversarial / d last| + 1e-4), at most 10^4, detached.
+
+    Processes that share a batch agree on it where ``mean`` gives the mean of a gradient over them.
+    """
+    grads = [torch.autograd.grad(x, last_weight, retain_graph=True)[0] for x in (reconstruction, adversarial)]
+    norms = [gradient.norm() for gradient in mean(torch.stack(grads))]
     return (norms[0] / (norms[1] + 1e-4)).clamp(0, MOST_WEIGHT).detach()
 
 

@@ -18,8 +18,8 @@ import fastvq
 PACKAGES = ("torch", "numpy", "triton", "accelerate", "safetensors", "huggingface_hub", "scipy")
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device, commit and command line, as JSON holds them."""
+def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
+    """Versions, device, number of processes, commit and command line, as JSON holds them."""
     return {
         "format": "fastvq-environment/1",
         "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -31,6 +31,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "device": device_name(device),
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cuda": torch.version.cuda,
     }

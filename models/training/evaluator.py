@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastvq.distributed import world_size
 from fastvq.models import storage
 from fastvq.models.errors import UserError
 from fastvq.models.evaluation.evaluator import LEAKY, UNIT, EvaluatorConfig, MotionTextEvaluator
@@ -140,10 +141,14 @@ def train_evaluator(
         ``matching`` of the test split's motions with their descriptions, if it has 32.
 
     Raises:
-        UserError: fewer than two different descriptions, training that breaks down, a file ``kept_in`` that is
-            damaged, or of other settings or clips, or that cannot be written.
+        UserError: several processes, fewer than two different descriptions, training that breaks down, a file
+            ``kept_in`` that is damaged, or of other settings or clips, or that cannot be written.
         KeyboardInterrupt: it was stopped.
     """
+    if world_size() > 1:
+        raise UserError(
+            f"an evaluator is trained in one process, got {world_size()}: call it before torch.distributed is started"
+        )
     training = EvaluatorTraining() if training is None else training
     device = torch.device("cpu") if device is None else device
     captioned = [clip for clip in clips if clip.text.strip() and len(clip.features) >= UNIT]

@@ -15,13 +15,11 @@ from torch import Tensor
 from fastvq.models.generators.double_tier_gpt import DoubleTierGPTConfig
 from fastvq.models.generators.generator import GeneratorConfig, GeneratorLosses, MotionGenerator
 from fastvq.models.generators.text import TextEncoder
-from fastvq.models.tokenizers import pretrained
 from fastvq.models.tokenizers.config import check_number
 from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 from fastvq.models.training.config import Precision, ScheduledConfig
 from fastvq.models.training.generator_data import CaptionedTokens, TextTable, TokenSampler, fingerprint_tokens
-from fastvq.models.training.loop import TrainingLoop, newest_checkpoint, single_process
-from fastvq.models.training.run_folder import RunFolder
+from fastvq.models.training.loop import TrainingLoop, Workplace, workplace
 
 TOKENIZER = "tokenizer"  # the folder in a run folder that holds the tokenizer
 
@@ -90,11 +88,12 @@ def train_generator(
     *,
     resume: bool = False,
     console: Console | None = None,
-    begin: Callable[[MotionGenerator], None] | None = None,
+    begin: Callable[[MotionGenerator, Workplace], None] | None = None,
 ) -> GeneratorRunResult:
     """Trains on the clips whose split is "train" and writes a run folder, the tokenizer in it.
 
-    A run that was stopped and is resumed ends with the weights, bit for bit, of one that was not.
+    A run that was stopped and is resumed ends with the weights, bit for bit, of one that was not. Several processes
+    share every batch as :func:`fastvq.models.training.trainer.train` tells; corruptions and dropout are their own.
 
     Args:
         config: all settings, the model's fitted to the tokenizer and the encoder (:meth:`GeneratorConfig.fitted`).
@@ -111,28 +110,20 @@ def train_generator(
         UserError: no clip with a text that the encoder takes, and what
             :meth:`fastvq.models.training.loop.TrainingLoop.go` raises.
     """
-    console = Console(quiet=True) if console is None else console
-    accelerator = single_process()
-    folder = RunFolder(Path(out))
-    checkpoint = newest_checkpoint(folder, resume=resume)
     known = [clip for clip in clips if clip.split == "train"]
     texts = {text for clip in known for text in clip.texts}
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
-        run = _GeneratorRun(config, generator, known, encoder, folder, accelerator.device, console)
+    with workplace(out, resume=resume, console=console) as place:
+        run = _GeneratorRun(config, generator, known, encoder, place)
         refused = run.sampler.table.refused
         if refused:
-            console.print(f"{len(refused)} of {len(texts)} texts are left out: {next(iter(refused.values()))}")
+            place.console.print(f"{len(refused)} of {len(texts)} texts are left out: {next(iter(refused.values()))}")
         run.model.check_tokenizer(tokenizer)
         if begin is not None:
-            begin(run.model)
-        held = folder.path / TOKENIZER
-        # A run that is not to be resumed with these settings keeps what it has; one that ended before its first
-        # checkpoint begins again, maybe with another tokenizer.
-        if checkpoint is None or not (held / pretrained.CONFIG).is_file():
-            tokenizer.save_pretrained(held)
-        ended = run.go(console, resume=resume)
+            begin(run.model, place)
+        place.keep(tokenizer, TOKENIZER)
+        ended = run.go(resume=resume)
     return GeneratorRunResult(
-        out=folder.path,
+        out=run.folder.path,
         step=run.step,
         interrupted=ended.interrupted,
         seconds=ended.seconds,
@@ -155,29 +146,28 @@ class _GeneratorRun(TrainingLoop):
         generator: type[MotionGenerator],
         clips: Sequence[CaptionedTokens],
         encoder: TextEncoder,
-        folder: RunFolder,
-        device: torch.device,
-        console: Console,
+        place: Workplace,
     ) -> None:
-        super().__init__(config, folder, device, fingerprint_tokens(clips))
+        super().__init__(config, place, fingerprint_tokens(clips))
         texts = [text for clip in clips for text in clip.texts]
         self.sampler = TokenSampler(
             clips,
-            TextTable(encoder, texts, tokens=config.model.reads_tokens, console=console),
+            TextTable(encoder, texts, tokens=config.model.reads_tokens, console=place.console),
             batch_size=config.batch_size,
             longest=config.model.longest,
             seed=config.seed,
             drop_token=config.drop_token,
+            part=self.processes.part(config.batch_size),
         )
         torch.manual_seed(config.seed)
-        self.model = generator(config.model).to(device).train()
+        self.model = generator(config.model).to(self.device).train()
         self.model.use_text_encoder(encoder)
         self.optimizer = torch.optim.AdamW(
             (parameter for parameter in self.model.parameters() if parameter.requires_grad),
             lr=config.lr,
             betas=config.betas,
             weight_decay=config.weight_decay,
-            fused=device.type in ("cpu", "cuda", "mps", "xpu"),
+            fused=self.device.type in ("cpu", "cuda", "mps", "xpu"),
         )
         self._reset()
 
@@ -192,6 +182,7 @@ class _GeneratorRun(TrainingLoop):
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"):
             losses = self.model.losses(batch)
         losses.total.backward()
+        self.average(self.model.parameters(), losses.number)
         if self.config.grad_clip is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimizer.step()
@@ -205,7 +196,8 @@ class _GeneratorRun(TrainingLoop):
 
     def record(self, losses: GeneratorLosses) -> None:
         """Takes a step into the next row."""
-        for name, value in {"loss": losses.total, **losses.terms}.items():
+        for name, each in {"loss": losses.total, **losses.terms}.items():
+            value = self.share * each
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.steps += 1
 
@@ -213,7 +205,7 @@ class _GeneratorRun(TrainingLoop):
         """Means over the steps since the last row."""
         row = {
             "step": self.step,
-            **{name: (value / self.steps).tolist() for name, value in self.sums.items()},
+            **{name: (self.processes.sum_(value) / self.steps).tolist() for name, value in self.sums.items()},
             "lr": self.config.learning_rate(self.step - 1),
             "steps_per_second": self.steps / (time.perf_counter() - self.since),
         }

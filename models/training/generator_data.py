@@ -179,6 +179,7 @@ class TokenSampler:
         longest: tokens in time of a motion; a longer one is cut somewhere, and does not end there.
         seed: of the draw.
         drop_token: probability with which a motion loses its first or its last token, as in T2M-GPT.
+        part: which motions of a batch are wanted.
 
     Raises:
         UserError: there is no clip.
@@ -193,6 +194,7 @@ class TokenSampler:
         longest: int,
         seed: int,
         drop_token: float = 0.0,
+        part: slice = slice(None),
     ) -> None:
         known = [replace(clip, texts=tuple(text for text in clip.texts if text in table)) for clip in clips]
         self.clips, self.table = [clip for clip in known if clip.texts], table
@@ -200,14 +202,16 @@ class TokenSampler:
             why = f" ({next(iter(table.refused.values()))})" if table.refused else ""
             raise UserError(f"training needs motions with texts in the train split, and there are none{why}")
         self.batch_size, self.longest, self.seed, self.drop_token = batch_size, longest, seed, drop_token
+        self.part = part
 
     def batch(self, step: int) -> TokenBatch:
         """The batch of a step."""
         draw = np.random.Generator(np.random.Philox(key=[self.seed, step]))
         texts, rows, ends = [], [], []
-        for index in draw.integers(len(self.clips), size=self.batch_size):
+        chosen = draw.integers(len(self.clips), size=self.batch_size)
+        numbers = draw.random((self.batch_size, 4))
+        for index, (text, place, dropped, side) in zip(chosen[self.part], numbers[self.part], strict=True):
             clip = self.clips[int(index)]
-            text, place, dropped, side = draw.random(4)
             texts.append(clip.texts[int(text * len(clip.texts))])
             tokens = clip.tokens
             if dropped < self.drop_token and tokens.shape[1] > 1:

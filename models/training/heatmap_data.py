@@ -81,6 +81,7 @@ class JointWindowSampler:
         seed: of the draw.
         stretch: fewest and most frames of a stretch.
         random_scores: draw joints' scores as the paper does (:func:`fastvq.models.heatmaps.limbs.draw_scores`).
+        part: which windows of a batch are wanted; the others are drawn, too, but not gathered.
 
     Raises:
         UserError: no clip is long enough.
@@ -95,6 +96,7 @@ class JointWindowSampler:
         seed: int,
         stretch: tuple[int, int],
         random_scores: bool,
+        part: slice = slice(None),
     ) -> None:
         self.clips = [clip.joints for clip in clips if clip.frames >= stretch[0]]
         if not self.clips:
@@ -104,23 +106,26 @@ class JointWindowSampler:
                 f"train split is that long (the longest has {longest}): give longer clips, or shorter stretches"
             )
         self.frames, self.batch_size, self.seed = frames, batch_size, seed
-        self.stretch, self.random_scores = stretch, random_scores
+        self.stretch, self.random_scores, self.part = stretch, random_scores, part
         starts = np.array([len(joints) - stretch[0] + 1 for joints in self.clips])
         self._ends = starts.cumsum()
 
     def batch(self, step: int) -> JointWindows:
         """The windows of a step."""
         draw = np.random.Generator(np.random.Philox(key=[self.seed, step]))
-        windows = []
+        stretches = []
         for place in draw.integers(self._ends[-1], size=self.batch_size):
             number = int(np.searchsorted(self._ends, place, side="right"))
             joints, start = self.clips[number], int(place - (self._ends[number - 1] if number else 0))
             most = min(self.stretch[1], len(joints) - start)
             length = int(draw.integers(self.stretch[0], most + 1))
+            stretches.append((joints, start, length))
+        windows = []
+        for joints, start, length in stretches[self.part]:
             shown = start + np.linspace(0, length - 1, self.frames).round().astype(np.int64)
             windows.append(torch.from_numpy(joints[shown]))
         batch = torch.stack(windows)
         if not self.random_scores:
             return JointWindows(batch, None)
-        drawn = SCORE_MEAN + SCORE_STD * draw.standard_normal(batch.shape[:3])
+        drawn = SCORE_MEAN + SCORE_STD * draw.standard_normal((self.batch_size, *batch.shape[1:3]))[self.part]
         return JointWindows(batch, torch.from_numpy(drawn.clip(0, 1)).float())

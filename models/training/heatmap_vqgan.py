@@ -31,9 +31,8 @@ from fastvq.models.training.adversarial import (
 )
 from fastvq.models.training.config import RunConfig
 from fastvq.models.training.heatmap_data import JointWindowSampler, fingerprint_joints
-from fastvq.models.training.loop import TrainingLoop, newest_checkpoint, single_process
+from fastvq.models.training.loop import TrainingLoop, Workplace, workplace
 from fastvq.models.training.perceptual import GradientDifference, Perceptual
-from fastvq.models.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -195,7 +194,8 @@ def train_heatmaps(
     """Trains on the clips whose split is "train" and writes a run folder.
 
     In every step the model moves first, then the discriminator, shown the reconstruction that the model was moved by.
-    A run that was stopped and is resumed ends with the weights, bit for bit, of one that was not.
+    A run that was stopped and is resumed ends with the weights, bit for bit, of one that was not. Several processes
+    share every batch as :func:`fastvq.models.training.trainer.train` tells; they agree on the adaptive weight.
 
     Args:
         config: all settings.
@@ -209,16 +209,12 @@ def train_heatmaps(
     Raises:
         UserError: no clip is long enough, and what :meth:`fastvq.models.training.loop.TrainingLoop.go` raises.
     """
-    console = Console(quiet=True) if console is None else console
-    accelerator = single_process()
-    folder = RunFolder(Path(out))
-    newest_checkpoint(folder, resume=resume)
     clips = [clip for clip in clips if clip.split == "train"]
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
-        run = _HeatmapRun(config, clips, folder, accelerator.device, perceptual)
-        ended = run.go(console, resume=resume)
+    with workplace(out, resume=resume, console=console) as place:
+        run = _HeatmapRun(config, clips, place, perceptual)
+        ended = run.go(resume=resume)
     return HeatmapRunResult(
-        out=folder.path,
+        out=run.folder.path,
         step=run.step,
         interrupted=ended.interrupted,
         seconds=ended.seconds,
@@ -244,11 +240,10 @@ class _HeatmapRun(TrainingLoop):
         self,
         config: HeatmapTrainConfig,
         clips: Sequence[Clip],
-        folder: RunFolder,
-        device: torch.device,
+        place: Workplace,
         perceptual: Perceptual | None,
     ) -> None:
-        super().__init__(config, folder, device, fingerprint_joints(clips))
+        super().__init__(config, place, fingerprint_joints(clips))
         self.sampler = JointWindowSampler(
             clips,
             frames=config.model.frames,
@@ -256,18 +251,19 @@ class _HeatmapRun(TrainingLoop):
             seed=config.seed,
             stretch=config.stretch,
             random_scores=config.random_scores,
+            part=self.processes.part(config.batch_size),
         )
         self.format = config.heatmaps
         self.perceptual = GradientDifference() if perceptual is None else perceptual
         torch.manual_seed(config.seed)
-        self.model = HeatmapVQGAN(config.model).to(device).train()
+        self.model = HeatmapVQGAN(config.model).to(self.device).train()
         self.model.set_checkpointing(config.checkpointing)
         self.optimizer = self._adam(self.model)
         self.discriminator: PatchDiscriminator3d | None = None
         if config.loss.factor:
             self.discriminator = PatchDiscriminator3d(
                 config.model.in_channels, width=config.discriminator_width, layers=config.discriminator_layers
-            ).to(device)
+            ).to(self.device)
             self.judge_optimizer = self._adam(self.discriminator)
         self._reset()
 
@@ -300,8 +296,10 @@ class _HeatmapRun(TrainingLoop):
                 weights,
                 discriminator=judge,
                 perceptual=self.perceptual,
+                mean=self.processes.mean,
             )
         losses.total.backward()
+        self.average(self.model.parameters())
         self.optimizer.step()
         self.optimizer.zero_grad()
         judged = losses.total.new_zeros(())
@@ -309,6 +307,7 @@ class _HeatmapRun(TrainingLoop):
             with self._mixed():
                 judged = discriminator_loss(judge, result.heatmaps, heatmaps, weights)
             judged.backward()
+            self.average(judge.parameters())
             self.judge_optimizer.step()
             self.judge_optimizer.zero_grad()
         self.step += 1
@@ -333,13 +332,14 @@ class _HeatmapRun(TrainingLoop):
 
     def record(self, losses: _StepResult) -> None:
         """Takes a step into the next row."""
-        self.sums += torch.stack([*losses.generator, losses.discriminator])
+        self.sums += self.share * torch.stack([*losses.generator, losses.discriminator])
         self.counts += metrics.code_counts(losses.indices.unsqueeze(-1), self.config.model.codebook_size)
         self.steps += 1
 
     def row(self) -> dict[str, Any]:
         """Means over the steps since the last row; perplexity and utilisation are those of all their codes."""
-        values = (self.sums / self.steps).tolist()
+        values = (self.processes.sum_(self.sums) / self.steps).tolist()
+        self.processes.sum_(self.counts)
         names = ("loss", *GeneratorLosses._fields[1:], "discriminator")
         row = {
             "step": self.step,

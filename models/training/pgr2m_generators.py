@@ -12,11 +12,10 @@ from rich.console import Console
 from fastvq.models.generators.base_transformer import BaseTransformer, BaseTransformerConfig
 from fastvq.models.generators.generator import MotionGenerator
 from fastvq.models.generators.refine_transformer import BASE, RefineTransformer, RefineTransformerConfig
-from fastvq.models.tokenizers import pretrained
 from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 from fastvq.models.training.generator import GeneratorRunResult, GeneratorTrainConfig, train_generator
 from fastvq.models.training.generator_data import CaptionedTokens
-from fastvq.models.training.run_folder import RunFolder
+from fastvq.models.training.loop import Workplace
 
 
 @dataclass(frozen=True)
@@ -74,13 +73,10 @@ def train_refine(
     config.model.check_fits(tokenizer)
     config = dataclasses.replace(config, model=config.model.on(base))
 
-    def begin(model: MotionGenerator) -> None:
+    def begin(model: MotionGenerator, place: Workplace) -> None:
         assert isinstance(model, RefineTransformer)
         model.start_from(base)
-        held = Path(out) / BASE
-        # As of the tokenizer.
-        if RunFolder(Path(out)).last() is None or not (held / pretrained.CONFIG).is_file():
-            base.save_pretrained(held)
+        place.keep(base, BASE)
 
     result = train_generator(
         config,

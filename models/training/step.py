@@ -32,7 +32,7 @@ class StepLosses(NamedTuple):
 
 
 class TrainingStep(nn.Module):
-    """A model and its losses as one module, so that a data-parallel wrapper sees a single forward pass.
+    """A model and its losses as one module.
 
     Only the convolutions run in 16 bits: the quantizer gets float32 latents, and the losses compare float32.
 

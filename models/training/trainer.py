@@ -1,7 +1,8 @@
-"""Trains a motion tokenizer: one loop on Accelerate, checkpoints that resume to the bit."""
+"""Trains a motion tokenizer, in one process or several; checkpoints resume to the bit."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
@@ -22,9 +22,9 @@ from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 from fastvq.models.training.compilation import obstacle
 from fastvq.models.training.config import TrainConfig
 from fastvq.models.training.data import FeatureClip, feature_statistics, fingerprint
-from fastvq.models.training.loop import TrainingLoop, newest_checkpoint, single_process
+from fastvq.models.training.loop import TrainingLoop, Workplace, workplace
 from fastvq.models.training.optimizer import DenseAdamW
-from fastvq.models.training.run_folder import RunFolder
+from fastvq.models.training.processes import Processes
 from fastvq.models.training.sections import SectionTimer
 from fastvq.models.training.step import StepLosses, TrainingStep
 from fastvq.models.training.windows import WindowSampler
@@ -69,7 +69,13 @@ def train(
     """Trains on the clips whose split is "train" and writes a run folder.
 
     A run that was stopped or killed and is resumed ends with the weights, bit for bit, of one that was not, on the
-    same machine with the same number of threads.
+    same machine with the same number of threads and processes.
+
+    Several processes that ``torchrun`` started share every batch: all call this with the same arguments, and each
+    returns the same model. They see the batches of one process, and end with its weights but for rounding, apart from
+    what is drawn at random in a step, which each draws for itself: rows that replace dead codes, dropout. Two terms
+    are means over a process's own part: PGR2M's entropy of the use of codes, and, with padded clips, differences from
+    frame to frame, where parts weigh by their frames.
 
     Args:
         config: all settings.
@@ -80,36 +86,33 @@ def train(
 
     Raises:
         UserError: no clip is long enough, ``out`` holds a run already, settings or data differ from those of the run
-            to resume, several processes, another process training in ``out``, a loss or weights that are not finite,
-            a disk that is full.
+            to resume, a batch that the processes cannot share evenly, another training in ``out``, a loss or weights
+            that are not finite, a disk that is full, a process that has ended.
     """
-    console = Console(quiet=True) if console is None else console
-    accelerator = single_process()
-    folder = RunFolder(Path(out))
-    newest_checkpoint(folder, resume=resume)
     clips = [clip for clip in clips if clip.split == "train"]
-    sampler = WindowSampler(
-        clips,
-        window=config.window,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        mirror=config.mirror,
-        speeds=config.speeds,
-        turn=config.turn,
-        pad_to=config.model.downsample if config.short_clips == "pad" else None,
-    )
-    if sampler.skipped:
-        console.print(
-            f"{sampler.skipped} of {len(clips)} training clips are shorter than the window of {config.window} "
-            f"frames and are skipped; {sampler.used} clips with {sampler.frames} frames remain."
+    with workplace(out, resume=resume, console=console) as place:
+        sampler = WindowSampler(
+            clips,
+            window=config.window,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            mirror=config.mirror,
+            speeds=config.speeds,
+            turn=config.turn,
+            pad_to=config.model.downsample if config.short_clips == "pad" else None,
+            part=place.processes.part(config.batch_size),
         )
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
-        run = _Run(config, clips, sampler, folder, accelerator)
+        if sampler.skipped:
+            place.console.print(
+                f"{sampler.skipped} of {len(clips)} training clips are shorter than the window of {config.window} "
+                f"frames and are skipped; {sampler.used} clips with {sampler.frames} frames remain."
+            )
+        run = _Run(config, clips, sampler, place)
         if run.hindrance is not None:
-            console.print(f"{run.hindrance}: training goes on without it.", markup=False)
-        ended = run.go(console, resume=resume)
+            place.console.print(f"{run.hindrance}: training goes on without it.", markup=False)
+        ended = run.go(resume=resume)
     return RunResult(
-        out=folder.path,
+        out=run.folder.path,
         step=run.step,
         interrupted=ended.interrupted,
         seconds=ended.seconds,
@@ -151,16 +154,15 @@ class _Run(TrainingLoop):
         config: TrainConfig,
         clips: Sequence[FeatureClip],
         sampler: WindowSampler,
-        folder: RunFolder,
-        accelerator: Accelerator,
+        place: Workplace,
     ) -> None:
-        super().__init__(config, folder, accelerator.device, fingerprint(clips))
-        self.sampler, self.accelerator = sampler, accelerator
+        super().__init__(config, place, fingerprint(clips))
+        self.sampler = sampler
         torch.manual_seed(config.seed)
         mean, std = feature_statistics(clips)
         tokenizer = KINDS[config.model.kind].tokenizer
         self.model = tokenizer(config.model, mean=mean, std=std).to(self.device).train()
-        if config.start_from is not None and folder.last() is None:
+        if config.start_from is not None and not place.resumed:
             start_from(self.model, config.start_from)
         # Spelt out, since the weights then lie as the convolutions read them.
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
@@ -178,16 +180,15 @@ class _Run(TrainingLoop):
         )
         self.hindrance = obstacle(self.device) if config.compile else None
         compiled = config.compile and self.hindrance is None
-        step = TrainingStep(self.model, config.loss, config.precision, self.timer, compile=compiled)
-        self.forward, self.prepared = accelerator.prepare(step, self.optimizer)
-        self.averages = _Averages(config, self.device)
+        self.forward = TrainingStep(self.model, config.loss, config.precision, self.timer, compile=compiled)
+        self.averages = _Averages(config, self.processes)
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"optimizer": self.optimizer}
 
     def record(self, losses: StepLosses) -> None:
         """Takes a step into the next row."""
-        self.averages.add(losses)
+        self.averages.add(losses, self.share)
 
     def row(self) -> dict[str, Any]:
         """Means over the steps since the last row."""
@@ -205,12 +206,14 @@ class _Run(TrainingLoop):
             group["lr"] = self.config.learning_rate(self.step)
         losses = self.forward(motion, mask, codes)
         with timer.section("backward"), timer.backward("encoder_backward"):
-            self.accelerator.backward(losses.total)
+            losses.total.backward()
+        with timer.section("averaging") if self.processes.count > 1 else contextlib.nullcontext():
+            self.average(self.model.parameters(), 1.0 if mask is None else mask.sum())
         with timer.section("optimizer"):
             if self.config.grad_clip is not None:
-                self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-            self.prepared.step()
-            self.prepared.zero_grad()
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
         self.step += 1
         return losses
 
@@ -218,8 +221,8 @@ class _Run(TrainingLoop):
 class _Averages:
     """Means over the steps since the last row, kept on the device so that no step waits for it."""
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        self.config, self.device = config, device
+    def __init__(self, config: TrainConfig, processes: Processes) -> None:
+        self.config, self.processes, self.device = config, processes, processes.device
         self._reset()
 
     def _reset(self) -> None:
@@ -230,10 +233,10 @@ class _Averages:
         self.steps = 0
         self.since = time.perf_counter()
 
-    def add(self, losses: StepLosses) -> None:
-        """Takes in a step."""
+    def add(self, losses: StepLosses, share: Tensor | float) -> None:
+        """Takes in a step, of which this process's part has a share in the means."""
         values: list[Tensor] = [losses.total.detach(), losses.smooth_l1, losses.commitment, *losses.terms]
-        self.sums += torch.stack(values)
+        self.sums += share * torch.stack(values)
         self.counts += count_codes(losses.indices, self.config.model)
         self.steps += 1
 
@@ -241,7 +244,7 @@ class _Averages:
         """A row of ``metrics.jsonl``; perplexity and utilisation are those of all codes since the last row, and those
         of every stage are named where there are stages."""
         model = self.config.model
-        loss, smooth_l1, commitment, *terms = (self.sums / self.steps).tolist()
+        loss, smooth_l1, commitment, *terms = (self.processes.sum_(self.sums) / self.steps).tolist()
         seconds = time.perf_counter() - self.since
         row: dict[str, Any] = {
             "step": step,
@@ -249,7 +252,7 @@ class _Averages:
             "recon_smooth_l1": smooth_l1,
             **dict(zip(self.config.loss.names(), terms, strict=True)),
             "commitment": commitment,
-            **code_use(self.counts, model, each=model.stream == "stage"),
+            **code_use(self.processes.sum_(self.counts), model, each=model.stream == "stage"),
             "lr": lr,
             "steps_per_second": self.steps / seconds,
         }

@@ -53,6 +53,7 @@ class WindowSampler:
         pad_to: instead of skipping shorter clips, continue them with their last frame to a multiple of this many
             frames and with masked zeros to the window's end. Each is as likely as a clip with as many positions as it
             has frames.
+        part: which windows of a batch are wanted; the others are drawn, too, but not gathered.
 
     Attributes:
         used, skipped: number of clips that are shown, and that are not.
@@ -73,6 +74,7 @@ class WindowSampler:
         speeds: Sequence[float] = (1.0,),
         turn: bool = False,
         pad_to: int | None = None,
+        part: slice = slice(None),
     ) -> None:
         played = {speed: [_played(clip.features, speed) for clip in clips] for speed in speeds}
         longest = [max(len(played[speed][i]) for speed in speeds) for i in range(len(clips))]
@@ -93,6 +95,8 @@ class WindowSampler:
         self.frames = sum(len(clip.features) for clip in used)
         self.window, self.batch_size, self.seed, self.turn = window, batch_size, seed, turn
         self._mirror, self._pad_to = mirror, pad_to
+        self._own = np.zeros(batch_size, dtype=bool)
+        self._own[part] = True
         shown = [[features for features in played[speed] if len(features) >= least] for speed in speeds]
         self._pools = [self._pool(features) for features in shown if features]
 
@@ -119,20 +123,27 @@ class WindowSampler:
         return np.pad(features, ((0, -len(features) % self._pad_to), (0, 0)), mode="edge")
 
     def batch(self, step: int) -> Windows:
-        """The windows of a step: motion (batch_size, window, C) float32, not normalised, and mask."""
+        """The windows of a step: motion (B, window, C) float32, not normalised, and mask; B is ``batch_size``, or the
+        number of wanted ones."""
         draw = np.random.Generator(np.random.Philox(key=[self.seed, step]))
-        windows = torch.empty(self.batch_size, self.window, self._pools[0].frames.shape[1])
         chosen = draw.integers(len(self._pools), size=self.batch_size)
-        real = np.empty(self.batch_size, dtype=np.int64)
+        starts, real = np.empty((2, self.batch_size), dtype=np.int64)
         for number, pool in enumerate(self._pools):
             at = np.flatnonzero(chosen == number)
             place = draw.integers(len(pool.starts), size=len(at))
-            starts, real[at] = pool.starts[place], pool.real[place]
+            starts[at], real[at] = pool.starts[place], pool.real[place]
             if self._mirror:
-                starts = starts + pool.length * draw.integers(2, size=len(at))
-            windows[torch.from_numpy(at)] = pool.frames[torch.from_numpy(starts)[:, None] + torch.arange(self.window)]
-        if self.turn:
-            turn_(windows, torch.from_numpy(draw.uniform(-math.pi, math.pi, self.batch_size)))
+                starts[at] += pool.length * draw.integers(2, size=len(at))
+        angles = draw.uniform(-math.pi, math.pi, self.batch_size) if self.turn else None
+        own = self._own
+        chosen, starts, real = chosen[own], starts[own], real[own]
+        windows = torch.empty(len(chosen), self.window, self._pools[0].frames.shape[1])
+        for number, pool in enumerate(self._pools):
+            at = np.flatnonzero(chosen == number)
+            rows = torch.from_numpy(starts[at])[:, None] + torch.arange(self.window)
+            windows[torch.from_numpy(at)] = pool.frames[rows]
+        if angles is not None:
+            turn_(windows, torch.from_numpy(angles[own]))
         if self._pad_to is None:
             return Windows(windows, None)
         return Windows(windows, torch.arange(self.window) < torch.from_numpy(real)[:, None])

@@ -393,12 +393,6 @@ def test_a_full_disk_stops_the_run_and_keeps_the_earlier_checkpoint(config, clip
     assert train(config, clips, run, resume=True).step == 20
 
 
-def test_several_processes_are_refused(config, clips, tmp_path, monkeypatch):
-    monkeypatch.setattr("accelerate.Accelerator.num_processes", 2)
-    with pytest.raises(UserError, match="training runs in one process, got 2: codebooks are not yet kept equal"):
-        train(config, clips, tmp_path / "run")
-
-
 def test_training_may_start_from_a_saved_model(config, clips, tmp_path):
     first = train(config, clips, tmp_path / "first")
     again = dataclasses.replace(config, start_from=str(tmp_path / "first"), lr=1e-12, warmup=0, steps=1)
