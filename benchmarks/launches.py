@@ -159,7 +159,9 @@ CASES: dict[str, Callable[[], object]] = {
     "nearest 64 bf16": nearest_case(1, 64, dtype=BRAIN),
     "nearest 64 dot": nearest_case(1, 64, metric="dot"),
     "nearest 64 cosine fp16": nearest_case(1, 64, metric="cosine", dtype=HALF),
+    "nearest 24 map": nearest_case(1, 24, layout="map"),
     "nearest 64 map": nearest_case(1, 64, layout="map"),
+    "nearest 96": nearest_case(1, 96),
     "nearest 101": nearest_case(1, 101),
     "nearest 101 dot bf16": nearest_case(1, 101, metric="dot", dtype=BRAIN),
     "nearest 512": nearest_case(1, 512),
@@ -200,7 +202,7 @@ CASES: dict[str, Callable[[], object]] = {
     "lookup 100 fp64": lookup_case(1, 1, 100, dtype=DOUBLE),
 }
 # What continuous integration compiles besides the first launch of every kernel, for its instructions are counted.
-COUNTED = ("nearest 64 x 8", "nearest 16", "nearest 32", "nearest 64", "residual 64")
+COUNTED = ("nearest 64 x 8", "nearest 16", "nearest 32", "nearest 64", "nearest 64 map", "nearest 512", "residual 64")
 
 
 def launches_of(target: str, everything: bool = True) -> list[tuple[str, Launch]]:

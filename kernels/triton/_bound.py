@@ -4,6 +4,7 @@ The searches derive the factors in their docstrings, from X = |scaled row|, C = 
 scale of the bias.
 """
 
+import math
 from typing import NamedTuple
 
 import triton
@@ -67,3 +68,15 @@ def row_slack(
         b_part = b_weight * code_norm * code_norm
         return b_slack + slack_bias * b_part + slack_oracle * (b_square / b_weight + b_part)
     return b_slack + slack_oracle * b_norm * whole_norm
+
+
+def rounding_slack(dim: int, piece: int) -> Slack:
+    """Twice the bound that ``nearest`` derives, for rows of ``dim`` entries summed in pieces of ``piece``."""
+    unit = 2.0**-24
+    twice = margin(dim)
+    return Slack(
+        product=twice * unit * (4 * piece * (1 + 2.0**-6) + dim / piece + 24),
+        bias=twice * unit * 3,
+        floor=twice * 2.0**-12 * math.sqrt(dim) * (1 + 2.0**-8),
+        oracle=twice * (dim + 3) * 2.0**-53,
+    )

@@ -1,8 +1,9 @@
 """Launch configurations, one row each, with the reason beside it.
 
 None of them spills registers with the compilers bundled with Triton 3.6 and 3.9, on any of the four targets, or asks
-for more shared memory than there is: ``python -m benchmarks.ahead_of_time --all`` compiles them all and fails where
-one does, ``tests/kernels/triton/test_ahead_of_time.py`` one of each kernel.
+for more shared memory than there is, but one with 3.6 on sm_100, see ``ALLOWED`` there: ``python -m
+benchmarks.ahead_of_time --all`` compiles them all and fails where another does,
+``tests/kernels/triton/test_ahead_of_time.py`` one of each kernel.
 """
 
 import contextlib
@@ -68,24 +69,25 @@ EMA_SIZES = Config(codes=1024, num_warps=8)
 # short      the whole row in registers, D <= depth (32 or 64). Registers and shared memory leave room for two
 #            programs on a multiprocessor, so that one's comparisons run under the other's products. sm_90: one warp
 #            group with 128 codes takes 7.5 instructions a score beside the products, two with 64 codes 11.6.
-# long       the row in pieces: two sums of a tile are alive (a piece's and the row's), so 128 x 128 fills the
-#            registers of 8 warps; sm_80, whose products are not asynchronous, holds the operands too: half the codes.
-# scattered  the entries of a row lie apart (feature maps) or where no wide access reaches them: every entry has an
-#            address of its own in registers, so tiles and pieces are small.
+# scattered  the same where entries lie apart (feature maps) or no wide access reaches them: by way of a scratch.
+# long       the row in pieces, from the scratch: two sums of a tile are alive, a piece's and the row's, so 128 x 128
+#            fills the registers of 8 warps; sm_80, whose products are not asynchronous, holds operands too.
 SEARCH = {
     ("sm_80", "short"): Config(rows=128, codes=64, depth=64, num_warps=8, stages=3, unit=2, slots=8),
+    ("sm_80", "scattered"): Config(rows=128, codes=64, depth=64, num_warps=8, stages=3, unit=2, slots=8),
     ("sm_80", "long"): Config(rows=128, codes=64, depth=32, num_warps=8, stages=3),
-    ("sm_80", "scattered"): Config(rows=64, codes=64, depth=16, num_warps=4, stages=3, slots=8),
     ("sm_90", "short"): Config(rows=128, codes=128, depth=64, num_warps=4, stages=2, unit=2, slots=8),
-    ("sm_90", "long"): Config(rows=128, codes=128, depth=32, num_warps=8, stages=3),
-    ("sm_90", "scattered"): Config(rows=64, codes=64, depth=16, num_warps=4, stages=3, slots=8),
+    ("sm_90", "scattered"): Config(rows=128, codes=128, depth=64, num_warps=4, stages=2, unit=2, slots=8, resident=2),
+    ("sm_90", "long"): Config(rows=128, codes=128, depth=64, num_warps=8, stages=3),
     ("sm_100", "short"): Config(rows=128, codes=128, depth=64, num_warps=8, stages=2, unit=2),
-    ("sm_100", "long"): Config(rows=128, codes=128, depth=32, num_warps=8, stages=3),
-    ("sm_100", "scattered"): Config(rows=64, codes=64, depth=16, num_warps=4, stages=3, slots=8),
+    ("sm_100", "scattered"): Config(rows=128, codes=128, depth=64, num_warps=8, stages=2, unit=2, slots=8),
+    ("sm_100", "long"): Config(rows=128, codes=128, depth=64, num_warps=8, stages=2),
     ("gfx942", "short"): Config(rows=128, codes=64, depth=64, num_warps=8, stages=2, unit=2, slots=8),
+    ("gfx942", "scattered"): Config(rows=128, codes=64, depth=64, num_warps=8, stages=2, unit=2, slots=8),
     ("gfx942", "long"): Config(rows=128, codes=128, depth=32, num_warps=8, stages=2),
-    ("gfx942", "scattered"): Config(rows=64, codes=64, depth=16, num_warps=4, stages=2, slots=8),
 }
+# Rows of no more entries are one piece of the search on every device.
+WHOLE = 64
 
 # Rows of up to 16 entries: products are cheap, so tiles are as large as the registers allow, and four codes a unit.
 NARROW = {
@@ -138,15 +140,19 @@ def family(device: torch.device) -> str:
     return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
 
 
-def search(device: torch.device, dim: int, alignment: int) -> Config:
-    """The search's tiles for rows of ``dim`` entries; ``alignment`` adjacent ones share an aligned address."""
-    if alignment < 4:
-        return measured(device, "search scattered", SEARCH[family(device), "scattered"])
-    config = SEARCH[family(device), "short"]
-    if dim > config.depth:
-        return measured(device, "search long", SEARCH[family(device), "long"])
-    depth = 32 if dim <= 32 else config.depth
-    return measured(device, f"search short {depth}", config._replace(depth=depth))
+def search(device: torch.device, dim: int) -> Config:
+    """The tiles of the search for whole rows of ``dim`` entries."""
+    depth = 32 if dim <= 32 else WHOLE
+    return measured(device, f"search short {depth}", SEARCH[family(device), "short"]._replace(depth=depth))
+
+
+def staged(device: torch.device, dim: int) -> Config:
+    """The tiles of the search by way of a scratch."""
+    kind = "scattered" if dim <= WHOLE else "long"
+    config = SEARCH[family(device), kind]
+    # Where pieces of 64 would be padded most.
+    frugal = dim <= 32 or WHOLE < dim <= WHOLE + 32
+    return measured(device, f"search {kind}", config._replace(depth=32) if frugal else config)
 
 
 def narrow(device: torch.device, dim: int, unit_stride: bool) -> Config:

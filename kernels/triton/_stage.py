@@ -13,8 +13,7 @@ import triton
 import triton.language as tl
 
 from fastvq.kernels.triton._oracle import MANY, SINGLE, oracle_add, oracle_scan
-from fastvq.kernels.triton._tiles import is_finite, split_float16
-from fastvq.kernels.triton.nearest import split_dot
+from fastvq.kernels.triton._tiles import is_finite, split_dot, split_float16
 
 # A candidate's mark: marks of a tile add up to their number times COUNT_UNIT plus the sum of their columns.
 COUNT_UNIT = tl.constexpr(1 << 20)

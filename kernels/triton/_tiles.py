@@ -1,5 +1,6 @@
 """What the kernels share: addresses and loads of rows, powers of two by exponent field, the split in two float16."""
 
+import math
 from typing import Any
 
 import torch
@@ -73,9 +74,29 @@ def split_float16(x: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
 
 
 @triton.jit
+def split_dot(b_high: tl.tensor, b_low: tl.tensor, p_code: tl.tensor, high: tl.tensor, low: tl.tensor) -> tl.tensor:
+    """Rows . codes from their float16 pieces, the small products first. [BN, BD] x [BK, BD] -> [BN, BK]"""
+    b_code_high = tl.trans(tl.load(high + p_code))
+    b_code_low = tl.trans(tl.load(low + p_code))
+    b_score = tl.dot(b_low, b_code_high)
+    b_score = tl.dot(b_high, b_code_low, b_score)
+    return tl.dot(b_high, b_code_high, b_score)
+
+
+@triton.jit
 def is_finite(x: tl.tensor) -> tl.tensor:
     """True where a float is neither infinite nor NaN."""
     return tl.abs(x) < float("inf")
+
+
+@triton.jit
+def unknown_zero(field: tl.tensor) -> tl.tensor:
+    """0, for an exponent field is positive; which the compiler does not know.
+
+    So what this is added to is computed anew for a tile or a stage: addresses kept in registers through the search
+    would make it spill.
+    """
+    return field >> 31
 
 
 def row_programs(x: Tensor, block: int) -> int:
@@ -97,6 +118,13 @@ def row_arguments(x: Tensor) -> dict[str, int]:
         "stride_x2": x.stride(2) if inner > 1 else 0,
         "stride_xd": x.stride(3) if dim > 1 else 1,
     }
+
+
+def row_alignment(arguments: dict[str, int]) -> int:
+    """How many adjacent entries of every row share an aligned address, at most 16; 1 where entries lie apart."""
+    if arguments["stride_xd"] != 1:
+        return 1
+    return math.gcd(16, arguments["D"], *(arguments[f"stride_x{axis}"] for axis in "g12"))
 
 
 def code_arguments(codes: Tensor) -> dict[str, int]:

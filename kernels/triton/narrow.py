@@ -44,6 +44,7 @@ from fastvq.kernels.triton._tiles import (
     is_finite,
     load_centred,
     mask_arguments,
+    row_alignment,
     row_arguments,
     row_offsets,
     row_programs,
@@ -299,7 +300,7 @@ def launch_narrow(
     dim = x.shape[-1]
     arguments = row_arguments(x)
     unit_stride = arguments["stride_xd"] == 1
-    alignment = math.gcd(16, dim, *(arguments[f"stride_x{axis}"] for axis in "g12")) if unit_stride else 1
+    alignment = row_alignment(arguments)
     config = _configs.narrow(x.device, dim, unit_stride)
     packed = launch_pack(codes, metric, config.codes, config.depth)
     slack = narrow_slack(dim) if precision == "exact" else NO_SLACK

@@ -14,8 +14,11 @@ dimensions). The latter compare all codes in float64, about K D / 4 cycles of a 
 products of a row take: 0.4 % of such rows cost all that is saved, and nothing bounds their number. With three it is
 0.05 to 0.8 %, and next to none.
 
-Bytes moved: x once per tile of codes where D > BD (from L2), else once; the codebook once per tile of rows (from
-L2); out 12 per row (index and rival), and again x and the chosen codes once for the distances.
+Rows of up to 64 adjacent entries stay in registers and shared memory, here; longer ones, and such as lie apart, go by
+way of a scratch, see ``staged``; up to 16 entries make one product with the bias in it, see ``narrow``.
+
+Bytes moved: x once; the codebook once per tile of rows (from L2); out 12 per row (index and rival), and again x and
+the chosen codes once for the distances.
 
 The bound. Let u = 2^-24, X = |scaled row|, C = the largest |scaled code|, w the scale of the bias. All norms are
 Euclidean, sums over d go by Cauchy-Schwarz. The computed s_k differs from the scaled exact one by at most
@@ -39,7 +42,7 @@ The oracle rounds too: at most (D + 3) 2^-53 of its sum of magnitudes, which is 
 the largest |scaled code as given| for dot and cosine.
 """
 
-import math
+from collections.abc import Callable
 
 import torch
 import triton
@@ -47,30 +50,23 @@ import triton.language as tl
 from torch import Tensor
 
 from fastvq.kernels.triton import _configs
-from fastvq.kernels.triton._bound import NO_SLACK, Slack, margin, row_field, row_slack
+from fastvq.kernels.triton._bound import NO_SLACK, rounding_slack, row_field, row_slack
 from fastvq.kernels.triton._codebook import launch_split, launch_unit_rows
 from fastvq.kernels.triton._oracle import MASKED, launch_resolve, launch_scan
 from fastvq.kernels.triton._tiles import (
     load_centred,
     mask_arguments,
+    row_alignment,
     row_arguments,
     row_offsets,
     row_programs,
     scale_for,
+    split_dot,
     split_float16,
 )
 from fastvq.kernels.triton._units import better, candidates, no_slots, tile_slots
 from fastvq.kernels.triton.narrow import WIDEST, launch_narrow
-
-
-@triton.jit
-def split_dot(b_high: tl.tensor, b_low: tl.tensor, p_code: tl.tensor, high: tl.tensor, low: tl.tensor) -> tl.tensor:
-    """Rows . codes from their float16 pieces, the small products first. [BN, BD] x [BK, BD] -> [BN, BK]"""
-    b_code_high = tl.trans(tl.load(high + p_code))
-    b_code_low = tl.trans(tl.load(low + p_code))
-    b_score = tl.dot(b_low, b_code_high)
-    b_score = tl.dot(b_high, b_code_low, b_score)
-    return tl.dot(b_high, b_code_high, b_score)
+from fastvq.kernels.triton.staged import launch_staged
 
 
 @triton.jit(
@@ -109,9 +105,7 @@ def nearest_kernel(
     slack_oracle: tl.float32,
     METRIC: tl.constexpr,
     EVEN: tl.constexpr,
-    UNIT_STRIDE: tl.constexpr,
     ALIGN: tl.constexpr,
-    ONE_PIECE: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
     BD: tl.constexpr,
@@ -138,29 +132,14 @@ def nearest_kernel(
         stride_x1 = stride_x1 // ALIGN * ALIGN
         stride_x2 = stride_x2 // ALIGN * ALIGN
     p_row = x + group * stride_xg + row_offsets(o_row, inner, stride_x1, stride_x2)
-    mean += group * D_padded
 
-    if ONE_PIECE:
-        b_x = load_centred(p_row, m_valid, mean, o_d, D, stride_xd, METRIC, EVEN, UNIT_STRIDE)
-        b_peak = tl.max(tl.abs(b_x), 1)
-    else:
-        b_peak = tl.zeros([BN], tl.float32)
-        for d0 in tl.range(0, D_padded, BD, num_stages=1):
-            b_x = load_centred(p_row, m_valid, mean, d0 + o_d, D, stride_xd, METRIC, EVEN, UNIT_STRIDE)
-            b_peak = tl.maximum(b_peak, tl.max(tl.abs(b_x), 1))
+    b_x = load_centred(p_row, m_valid, mean + group * D_padded, o_d, D, stride_xd, METRIC, EVEN, True)
+    b_peak = tl.max(tl.abs(b_x), 1)
     b_field, b_weight = row_field(b_peak, tl.load(field + group), METRIC)
     b_scale = scale_for(b_field)
-    if ONE_PIECE:
-        b_x = b_x * b_scale[:, None]
-        b_square = tl.sum(b_x * b_x, 1)
-        b_high, b_low = split_float16(b_x)
-    else:
-        b_square = tl.zeros([BN], tl.float32)
-        for d0 in tl.range(0, D_padded, BD, num_stages=1):
-            b_x = load_centred(p_row, m_valid, mean, d0 + o_d, D, stride_xd, METRIC, EVEN, UNIT_STRIDE)
-            b_x = b_x * b_scale[:, None]
-            b_square += tl.sum(b_x * b_x, 1)
-
+    b_x = b_x * b_scale[:, None]
+    b_square = tl.sum(b_x * b_x, 1)
+    b_high, b_low = split_float16(b_x)
     b_slack = row_slack(
         *(b_square, b_weight, tl.load(radius + group), tl.load(radius + groups + group)),
         *(slack_product, slack_bias, slack_floor, slack_oracle, METRIC),
@@ -168,14 +147,7 @@ def nearest_kernel(
     b_best, b_second, b_code = no_slots(BN, SLOTS)
     for k0 in tl.range(0, K_padded, BK, num_stages=STAGES):
         p_code = (group * K_padded + k0 + o_k)[:, None] * D_padded + o_d[None, :]
-        if ONE_PIECE:
-            b_score = split_dot(b_high, b_low, p_code, high, low)
-        else:
-            b_score = tl.zeros([BN, BK], tl.float32)
-            for d0 in tl.range(0, D_padded, BD, num_stages=STAGES):
-                b_x = load_centred(p_row, m_valid, mean, d0 + o_d, D, stride_xd, METRIC, EVEN, UNIT_STRIDE)
-                b_high, b_low = split_float16(b_x * b_scale[:, None])
-                b_score += split_dot(b_high, b_low, p_code + d0, high, low)
+        b_score = split_dot(b_high, b_low, p_code, high, low)
         b_bias = tl.load(bias + group * K_padded + k0 + o_k)
         if METRIC == "l2":
             b_score += b_weight[:, None] * b_bias[None, :]
@@ -192,25 +164,14 @@ def nearest_kernel(
     tl.store(rivals + o_out, b_rival, mask=m_row)
 
 
-def rounding_slack(dim: int, piece: int) -> Slack:
-    """Twice the bound of the module's docstring for rows of ``dim`` entries summed in pieces of ``piece``."""
-    unit = 2.0**-24
-    twice = margin(dim)
-    return Slack(
-        product=twice * unit * (4 * piece * (1 + 2.0**-6) + dim / piece + 24),
-        bias=twice * unit * 3,
-        floor=twice * 2.0**-12 * math.sqrt(dim) * (1 + 2.0**-8),
-        oracle=twice * (dim + 3) * 2.0**-53,
-    )
-
-
 def launch_nearest(
     x: Tensor, codes: Tensor, mask: Tensor | None, indices: Tensor, rivals: Tensor, metric: str, precision: str
 ) -> int:
     """The search: candidates of every row into ``indices`` and ``rivals`` (R1, R2, G).
 
     Args:
-        x: (G, R1, R2, D) float16, bfloat16 or float32, any strides.
+        x: (G, R1, R2, D) float16, bfloat16 or float32; rows of at most ``_configs.WHOLE`` entries, adjacent and at
+            aligned addresses.
         codes: (G, K, D) float32, any strides; for cosine the unit rows.
 
     Returns:
@@ -218,9 +179,7 @@ def launch_nearest(
     """
     dim = x.shape[-1]
     arguments = row_arguments(x)
-    unit_stride = arguments["stride_xd"] == 1
-    alignment = math.gcd(16, dim, *(arguments[f"stride_x{axis}"] for axis in "g12")) if unit_stride else 1
-    config = _configs.search(x.device, dim, alignment)
+    config = _configs.search(x.device, dim)
     split = launch_split(codes, metric, config.codes, config.depth, deal=True)
     slack = rounding_slack(dim, config.depth) if precision == "exact" else NO_SLACK
     nearest_kernel[(row_programs(x, config.rows),)](
@@ -243,9 +202,7 @@ def launch_nearest(
         slack_oracle=slack.oracle,
         METRIC="l2" if metric == "l2" else "dot",
         EVEN=dim % config.depth == 0,
-        UNIT_STRIDE=unit_stride,
-        ALIGN=alignment,
-        ONE_PIECE=dim <= config.depth,
+        ALIGN=row_alignment(arguments),
         BN=config.rows,
         BK=config.codes,
         BD=config.depth,
@@ -256,6 +213,14 @@ def launch_nearest(
         enable_fp_fusion=True,
     )
     return config.unit
+
+
+def launcher(x: Tensor) -> Callable[..., int]:
+    """The search for rows such as these: narrow ones, whole ones in registers, or any others through a scratch."""
+    dim = x.shape[-1]
+    if dim <= WIDEST:
+        return launch_narrow
+    return launch_nearest if dim <= _configs.WHOLE and row_alignment(row_arguments(x)) >= 4 else launch_staged
 
 
 def nearest(
@@ -280,7 +245,7 @@ def nearest(
                 launch_scan(x, codes, mask, indices, distances, metric)
             else:
                 rivals = torch.empty((outer, inner, groups), dtype=torch.int32, device=x.device)
-                launch = launch_narrow if x.shape[-1] <= WIDEST else launch_nearest
+                launch = launcher(x)
                 unit = launch(x, codes, mask, indices, rivals, metric, precision)
                 launch_resolve(x, codes, indices, rivals, distances, metric, unit)
     return indices.permute(2, 0, 1), distances.permute(2, 0, 1)

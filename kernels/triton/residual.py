@@ -21,24 +21,19 @@ import triton.language as tl
 from torch import Tensor
 
 from fastvq.kernels.triton import _configs
-from fastvq.kernels.triton._bound import NO_SLACK, row_field, row_slack
+from fastvq.kernels.triton._bound import NO_SLACK, rounding_slack, row_field, row_slack
 from fastvq.kernels.triton._codebook import launch_split
 from fastvq.kernels.triton._oracle import launch_scan
 from fastvq.kernels.triton._stage import candidates, measure, settle, split_rows
-from fastvq.kernels.triton._tiles import mask_arguments, row_arguments, row_offsets, row_programs, scale_for
+from fastvq.kernels.triton._tiles import (
+    mask_arguments,
+    row_arguments,
+    row_offsets,
+    row_programs,
+    scale_for,
+    unknown_zero,
+)
 from fastvq.kernels.triton.lookup import lookup
-from fastvq.kernels.triton.nearest import rounding_slack
-
-
-@triton.jit
-def unknown_zero(field: tl.tensor) -> tl.tensor:
-    """0, for an exponent field is positive; which the compiler does not know.
-
-    So what this is added to is computed anew for a tile or a stage: addresses kept in registers through the search
-    would make it spill.
-    """
-    return field >> 31
-
 
 # What the scratch holds of a row, in int32: how many stages it takes, or the complement of that once it is lost; the
 # bits of the largest |r - mean|; the code of the stage.

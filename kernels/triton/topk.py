@@ -20,15 +20,13 @@ Bytes moved: x and the codebook's pieces twice per tile (from L2), 4 ``LISTED`` 
 the candidates once; out 16 topk per row.
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fastvq.kernels.triton import _configs
-from fastvq.kernels.triton._bound import NO_SLACK, row_field, row_slack
+from fastvq.kernels.triton._bound import NO_SLACK, rounding_slack, row_field, row_slack
 from fastvq.kernels.triton._codebook import launch_split, launch_unit_rows
 from fastvq.kernels.triton._oracle import oracle_add, oracle_entry, oracle_norm
 from fastvq.kernels.triton._tiles import (
@@ -36,13 +34,14 @@ from fastvq.kernels.triton._tiles import (
     is_finite,
     load_centred,
     mask_arguments,
+    row_alignment,
     row_arguments,
     row_offsets,
     row_programs,
     scale_for,
+    split_dot,
     split_float16,
 )
-from fastvq.kernels.triton.nearest import rounding_slack, split_dot
 
 WIDEST = 32
 LISTED = tl.constexpr(64)
@@ -341,7 +340,7 @@ def launch_topk_search(
     counts = torch.empty((outer, inner, groups), dtype=torch.int32, device=x.device)
     arguments = row_arguments(x)
     unit_stride = arguments["stride_xd"] == 1
-    alignment = math.gcd(16, dim, *(arguments[f"stride_x{axis}"] for axis in "g12")) if unit_stride else 1
+    alignment = row_alignment(arguments)
     config = _configs.topk(x.device, dim, alignment)
     split = launch_split(codes, metric, config.codes, config.depth, deal=False)
     slack = rounding_slack(dim, config.depth) if precision == "exact" else NO_SLACK

@@ -10,9 +10,12 @@ import triton.language as tl
 from fastvq.benchmarks import gate
 from fastvq.kernels import reference
 from fastvq.kernels import triton as kernels
+from fastvq.kernels.triton import _configs
+from fastvq.kernels.triton._bound import rounding_slack
 from fastvq.kernels.triton._units import dealt
 from fastvq.kernels.triton.narrow import launch_narrow
-from fastvq.kernels.triton.nearest import launch_nearest, rounding_slack
+from fastvq.kernels.triton.nearest import launch_nearest, launcher
+from fastvq.kernels.triton.staged import launch_staged
 
 # numpy, which computes here, warns of the overflows and NaN that the kernels expect and leave to the oracle.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -22,6 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 SIZE = (1, 2, 3, 7, 17)
 NARROW_SIZE = (2, 1, 5, 131, 6)
 MORE_SIZES = ((1, 2, 3, 5, 68), (2, 3, 5, 67, 8), (1, 1, 1, 1, 1), (3, 2, 0, 5, 4))
+LAUNCHES = ((launch_nearest, 64), (launch_staged, 64), (launch_staged, 100), (launch_narrow, 8))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -46,6 +50,29 @@ def test_codes_are_the_oracles(metric, kind):
 def test_more_rows_than_a_block_and_more_codes_than_a_tile():
     x, codes, _ = gate.search_input("normal", (1, 1, 300, 150, 24), torch.float32, "cpu")
     assert not gate.nearest_mismatches(kernels, x, codes, None, "l2").any()
+
+
+def rows_of(layout: str, groups: int, rows: int, dim: int, dtype: torch.dtype) -> torch.Tensor:
+    """(G, 2, rows, D) random rows as they lie side by side, a column apart, or in a feature map."""
+    if layout == "map":
+        return torch.randn(2, groups, dim, rows).to(dtype).permute(1, 0, 3, 2)
+    return torch.randn(2, rows, groups, dim + (layout == "odd")).to(dtype)[..., :dim].permute(2, 0, 1, 3)
+
+
+@pytest.mark.parametrize("dim", [20, 61, 64, 68, 130])
+@pytest.mark.parametrize("layout", ["even", "odd", "map"])
+def test_rows_by_way_of_the_scratch(layout, dim):
+    """More tiles than programs, so that a scratch is written again, and more codes than a tile; some rows masked."""
+    config = _configs.staged(torch.device("cpu"), dim)
+    programs = _configs.processors(torch.device("cpu")) * config.resident
+    groups, rows = 3, config.rows // 2 + 3
+    assert groups * -(-2 * rows // config.rows) > programs
+    dtype, metric = DTYPES[(dim + len(layout)) % 3], reference.METRICS[dim % 3]
+    x = rows_of(layout, groups, rows, dim, dtype)
+    assert (launcher(x) is launch_nearest) == (layout == "even" and dim in (20, 64))
+    codes = torch.randn(groups, config.codes + 9, dim) + 3
+    mask = torch.rand(groups, 2, rows) < 0.9
+    assert not gate.nearest_mismatches(kernels, x + 3, codes, mask, metric).any()
 
 
 def test_rows_in_place():
@@ -106,7 +133,7 @@ def searched(launch, x, codes):
     return indices, rivals
 
 
-@pytest.mark.parametrize(("launch", "dim"), [(launch_nearest, 64), (launch_nearest, 100), (launch_narrow, 8)])
+@pytest.mark.parametrize(("launch", "dim"), LAUNCHES)
 def test_most_rows_are_decided_by_the_search(launch, dim):
     """The bound is tight enough to be worth having: of random rows at most 1 % have a rival unit."""
     x, codes, _ = gate.search_input("normal", (1, 1, 1024, 128, dim), torch.float32, "cpu")
@@ -114,7 +141,7 @@ def test_most_rows_are_decided_by_the_search(launch, dim):
     assert (rivals != -1).sum() <= 10
 
 
-@pytest.mark.parametrize(("launch", "dim"), [(launch_nearest, 64), (launch_nearest, 100), (launch_narrow, 8)])
+@pytest.mark.parametrize(("launch", "dim"), LAUNCHES)
 @pytest.mark.parametrize("tiles", [2, 4])
 def test_copies_half_a_codebook_apart_are_a_pair(launch, dim, tiles):
     """They meet in different slots, so that two candidates are compared and not all codes."""

@@ -23,19 +23,19 @@ def folder(tmp_path, monkeypatch):
 def clock(call):
     """The smaller the tile of rows, the faster; warps do not matter."""
     call()
-    return _configs.search(CPU, 24, 4).rows + _configs.search(CPU, 24, 4).codes / 1000
+    return _configs.search(CPU, 24).rows + _configs.search(CPU, 24).codes / 1000
 
 
 def test_the_fastest_candidate_is_kept_and_used():
-    table = _configs.search(CPU, 24, 4)
+    table = _configs.search(CPU, 24)
     (result,) = tuning.tune(CPU, clock, cases=(CASE,), budget=7)
     assert result.before_ms == pytest.approx(table.rows + table.codes / 1000)
     assert result.fields["rows"] == 64
     assert result.best_ms < result.before_ms
     assert result.tried == 7
-    used = _configs.search(CPU, 24, 4)
+    used = _configs.search(CPU, 24)
     assert (used.rows, used.depth) == (64, 32)
-    assert _configs.search(CPU, 64, 4) == table._replace(depth=64)  # another class
+    assert _configs.search(CPU, 64) == table._replace(depth=64)  # another class
 
 
 def test_nothing_is_written_where_the_table_is_best(folder):

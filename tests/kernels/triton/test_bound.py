@@ -8,8 +8,8 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is published for Linux only")
 
+from fastvq.kernels.triton._bound import rounding_slack
 from fastvq.kernels.triton.narrow import narrow_slack
-from fastvq.kernels.triton.nearest import rounding_slack
 
 
 def truncated(x: Tensor, ulp: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def adversaries(dim: int, top: float) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 @pytest.mark.parametrize("block", [1, 4, 16])
-@pytest.mark.parametrize(("dim", "piece"), [(8, 16), (64, 64), (512, 32)])
+@pytest.mark.parametrize(("dim", "piece"), [(8, 16), (64, 64), (512, 32), (512, 64), (100, 64)])
 def test_scores_stay_within_the_bound(dim, piece, block):
     torch.manual_seed(dim + block)
     worst = 0.0
