@@ -120,7 +120,9 @@ class Processes:
         if self.count > 1:
             for module in modules:
                 for tensor in (*module.parameters(), *module.buffers()):
-                    dist.broadcast(tensor.data, src=0)
+                    held = tensor.detach().contiguous()  # NCCL takes no other
+                    dist.broadcast(held, src=0)
+                    tensor.detach().copy_(held)
 
     def on_main(self, action: Callable[..., T], *arguments: Any) -> T | None:
         """Calls something on the first process only, while the others wait for its end.

@@ -52,6 +52,18 @@ def test_help_names_every_command(fastvq: Callable[..., Any]) -> None:
         assert all(f"  {name} " in outcome.out for name in cli.COMMANDS)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_processes_one_says_that_a_command_takes_one(
+    fastvq: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    outcome = fastvq("doctor")
+    assert (outcome.code, outcome.out) == (2, "")
+    said = "fastvq: fastvq doctor runs in one process, got 2: launch it without torchrun, which is for train\n"
+    assert outcome.err == ("" if rank else said)
+
+
 def test_no_command_shows_the_help_and_fails(fastvq: Callable[..., Any]) -> None:
     outcome = fastvq()
     assert outcome.code == 2

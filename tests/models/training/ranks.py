@@ -1,13 +1,14 @@
-"""Trainings of all kinds, small. As a program, ``python ranks.py FOLDER``, one of several processes, as the variables
-that ``torchrun`` sets tell; raises if a check fails."""
+"""Trainings of all kinds, small. As a program, ``python ranks.py FOLDER PORT ...``, one of several processes, as the
+variables that ``torchrun`` sets tell; the ports are for connecting again. Raises if a check fails."""
 
 import contextlib
 import dataclasses
 import functools
+import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate.state import AcceleratorState
 
+from fastvq.models.cli import main
 from fastvq.models.errors import UserError
 from fastvq.models.generators.base_transformer import BaseTransformer, BaseTransformerConfig
 from fastvq.models.generators.double_tier_gpt import DoubleTierGPT, DoubleTierGPTConfig
@@ -320,7 +323,36 @@ def main_fails_alone(folder: Path) -> None:
         trained(EXACT["motion-vqvae"], folder / "again")
 
 
-def train_together(folder: Path) -> None:
+def the_command_trains_and_reports_once(folder: Path, ports: Iterator[str]) -> None:
+    """Only the first process talks, and what stands in the folder is refused with its one sentence."""
+    arguments = [
+        "train",
+        "rvqvae",
+        "--out",
+        str(folder / "command"),
+        "--clips",
+        "12",
+        "--width",
+        "16",
+        "--depth",
+        "1",
+    ]
+    arguments += ["--output-dim", "16", "--codes", "8", "--stages", "2", "--batch-size", "4", "--steps", "2"]
+    for code, said in ((0, "Report: "), (2, "is not empty: choose another one")):
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+            assert main(arguments) == code
+        first = os.environ["RANK"] == "0"
+        assert (said in out.getvalue()) == first, out.getvalue()
+        assert first or not out.getvalue(), out.getvalue()
+        assert not dist.is_initialized()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        os.environ["MASTER_PORT"] = next(ports)
+    held = sorted(entry.name for entry in (folder / "command").iterdir())
+    assert {"report.html", "tokens.safetensors"} <= set(held), held
+
+
+def train_together(folder: Path, ports: Iterator[str]) -> None:
+    the_command_trains_and_reports_once(folder, ports)
     TrainingLoop.go = recorded  # type: ignore[method-assign]
     for kind in (PGR2MTokenizer, ResidualVQVAE):  # each by itself, before it is connected with the others
         tokens(kind)
@@ -340,4 +372,4 @@ def train_together(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    train_together(Path(sys.argv[1]))
+    train_together(Path(sys.argv[1]), iter(sys.argv[2:]))

@@ -1,5 +1,6 @@
 """Training in several processes: real ones, over gloo."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -29,34 +30,32 @@ SCRIPT += "runpy.run_path(sys.argv[0], run_name='__main__')"
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch was built without torch.distributed")
 
 
-def free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port: int = held.getsockname()[1]
-        return port
+def free_ports(count: int) -> list[str]:
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [str(one.getsockname()[1]) for one in sockets]
 
 
 def launch(folder: Path, world: int = 2, seconds: float = 300) -> None:
     """Runs ranks.py in several processes, all of which have to end well in time."""
-    shared = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    shared["OMP_NUM_THREADS"] = 1
-    ranks = []
-    for rank in range(world):
-        own = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
-        ranks.append(
-            subprocess.Popen(
-                [sys.executable, "-c", SCRIPT, str(ROOT), str(RANKS), str(folder)],
+    port, *others = free_ports(3)
+    shared = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    with contextlib.ExitStack() as held:
+        ranks = []
+        for rank in range(world):
+            own = {**shared, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1, "CUDA_VISIBLE_DEVICES": ""}
+            process = subprocess.Popen(
+                [sys.executable, "-c", SCRIPT, str(ROOT), str(RANKS), str(folder), *others],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **own},
+                env={**os.environ, **{name: str(value) for name, value in own.items()}},
             )
-        )
-    try:
+            ranks.append(held.enter_context(process))
+            held.callback(process.kill)
         outputs = [rank.communicate(timeout=seconds)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
     for number, (rank, output) in enumerate(zip(ranks, outputs, strict=True)):
         assert rank.returncode == 0, f"rank {number} of {world}:\n{output}"
 
