@@ -20,6 +20,7 @@ from accelerate.state import AcceleratorState
 
 from fastvq.models.cli import main
 from fastvq.models.errors import UserError
+from fastvq.models.evaluation.evaluator import EvaluatorConfig
 from fastvq.models.generators.base_transformer import BaseTransformer, BaseTransformerConfig
 from fastvq.models.generators.double_tier_gpt import DoubleTierGPT, DoubleTierGPTConfig
 from fastvq.models.generators.refine_transformer import RefineTransformerConfig
@@ -35,6 +36,7 @@ from fastvq.models.tokenizers.tokenizer import MotionTokenizer
 from fastvq.models.training.adversarial import AdversarialWeights
 from fastvq.models.training.config import TrainConfig
 from fastvq.models.training.data import FeatureClip, prepare_clips
+from fastvq.models.training.evaluator import train_evaluator
 from fastvq.models.training.generator import GeneratorTrainConfig, train_generator
 from fastvq.models.training.generator_data import CaptionedTokens, tokenise, with_text
 from fastvq.models.training.heatmap_data import prepare_joints
@@ -43,6 +45,7 @@ from fastvq.models.training.loop import TrainingLoop
 from fastvq.models.training.pgr2m import PGR2MTrainConfig
 from fastvq.models.training.pgr2m_generators import BaseTrainConfig, RefineTrainConfig, train_refine
 from fastvq.models.training.pose_residual_vqvae import PoseResidualTrainConfig
+from fastvq.models.training.processes import join
 from fastvq.models.training.reporting import Reporter
 from fastvq.models.training.residual_vqvae import ResidualTrainConfig
 from fastvq.models.training.run_folder import RunFolder
@@ -186,10 +189,16 @@ def state_of(run: TrainingLoop) -> dict[str, torch.Tensor]:
     return found
 
 
+def everywhere(value: Any) -> list[Any]:
+    """What each rank has."""
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, value)
+    return every
+
+
 def same_everywhere(values: Any, what: str) -> None:
     """What the ranks have is the same, to the bit."""
-    every: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(every, values)
+    every = everywhere(values)
     for name, value in every[0].items():
         other = every[-1][name]
         equal = torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
@@ -211,14 +220,16 @@ def recorded(run: TrainingLoop, **options: Any) -> Any:
 
 
 def stays_equal(name: str, folder: Path) -> None:
-    """Ranks end alike, each with random numbers of its own."""
+    """Ranks end alike, each after its own half of every batch, with random numbers of its own."""
     result = trained(CASES[name], folder / name)
     assert result.step == 6
     same_everywhere(state_of(RUNS[-1]), name)
     same_everywhere(untimed(result.metrics), name)
-    states: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(states, torch.get_rng_state())
-    assert not torch.equal(states[0], states[1]), f"{name}: the ranks draw the same random numbers"
+    run: Any = RUNS[-1]
+    batches, states = everywhere(run.sampler.batch(0)[0]), everywhere(torch.get_rng_state())
+    assert [len(batch) for batch in batches] == [2, 2]
+    assert batches[0].shape != batches[1].shape or not torch.equal(*batches), f"{name}: the ranks see the same"
+    assert not torch.equal(*states), f"{name}: the ranks draw the same random numbers"
 
 
 def resumes_to_the_bit(name: str, folder: Path) -> None:
@@ -244,6 +255,24 @@ def refuses_other_clips(folder: Path) -> None:
     other = [dataclasses.replace(kept[0], features=features), *kept[1:]]
     with pytest.raises(UserError, match="need the same clips"):
         train(EXACT["motion-vqvae"], other, folder / "other")
+
+
+def gives_all_the_weights_of_the_first() -> None:
+    """However they lie in memory."""
+    torch.manual_seed(dist.get_rank())
+    module = torch.nn.BatchNorm1d(3)
+    module.register_parameter("folded", torch.nn.Parameter(torch.randn(2, 3, 4).permute(2, 0, 1)))
+    own = module.folded.detach().clone()
+    join().align_([module])
+    same_everywhere(module.state_dict(), "aligned")
+    assert torch.equal(own, module.folded) == (dist.get_rank() == 0)
+    assert module.folded.stride() == (1, 12, 4)
+
+
+def refuses_an_evaluator() -> None:
+    config = EvaluatorConfig(input_dim=263, window=40, stride=4)
+    with pytest.raises(UserError, match="an evaluator is trained in one process, got 2"):
+        train_evaluator(config, clips(263), data="clips")
 
 
 def at_step(number: int, action: Callable[[], Any]) -> Callable[[], None]:
@@ -363,6 +392,8 @@ def train_together(folder: Path, ports: Iterator[str]) -> None:
         if name in ("motion-vqvae", "exact-heatmap-vqgan", "pgr2m", "pgr2m-base"):
             resumes_to_the_bit(name, folder)
     refuses_other_clips(folder)
+    gives_all_the_weights_of_the_first()
+    refuses_an_evaluator()
     a_signal_to_one_stops_all(folder)
     a_loss_that_is_not_finite_ends_all(folder)
     a_full_disk_ends_all(folder)

@@ -38,7 +38,7 @@ def free_ports(count: int) -> list[str]:
         return [str(one.getsockname()[1]) for one in sockets]
 
 
-def launch(folder: Path, world: int = 2, seconds: float = 300) -> None:
+def launch(folder: Path, world: int = 2, seconds: float = 400) -> None:
     """Runs ranks.py in several processes, all of which have to end well in time."""
     port, *others = free_ports(3)
     shared = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
