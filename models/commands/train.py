@@ -27,8 +27,9 @@ def run(command: Train) -> int:
             if not command.resume:
                 processes.on_main(partial(common.check_new_folder, command.out, overwrite=command.overwrite))
             return _run(command, config, processes)
-    finally:
-        processes.leave()
+    except BaseException:
+        processes.abandon()
+        raise
 
 
 def _run(command: Train, config: RunConfig, processes: Processes) -> int:

@@ -209,7 +209,7 @@ class Processes:
         except UserError:
             raise
         except BaseException as error:
-            self.leave()
+            self.abandon()
             if self.count > 1 and _broken(error):
                 raise UserError(
                     "another process of the training has ended, and this one with it: what that one said last tells "
@@ -218,8 +218,14 @@ class Processes:
             raise
 
     def leave(self) -> None:
-        """Ends the connection to the other processes; what they still wait for fails."""
+        """Ends the connection to the other processes, as all do when the work is done."""
         if self.count > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def abandon(self) -> None:
+        """Ends it where the work is not done, so that what the others still wait for fails."""
+        # NCCL would wait for them. There the end of this process is enough, after which the launcher ends the others.
+        if self.count > 1 and dist.is_initialized() and dist.get_backend() == dist.Backend.GLOO:
             dist.destroy_process_group()
 
 
