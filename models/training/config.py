@@ -143,6 +143,9 @@ class TrainConfig(ScheduledConfig):
     """Turn each window about the vertical by a random angle."""
     milestones: tuple[int, ...] = (50_000, 400_000)
     """Steps after which the learning rate is multiplied by gamma."""
+    decay_warmup: bool = False
+    """Codebooks' moving averages begin with a short memory: at step t the decay is (1 + t) / (10 + t) or the model's,
+    whichever is less."""
     conv: ConvImplementation = "auto"
     """Form of the convolutions; auto is taps for bf16 on a CPU, conv1d otherwise."""
     compile: bool = False
@@ -164,6 +167,10 @@ class TrainConfig(ScheduledConfig):
             check_number("speeds", speed, 0.1, 10)
         check_choice("short_clips", self.short_clips, get_args(ShortClips))
         check_choice("conv", self.conv, get_args(ConvImplementation))
+
+    def codebook_decay(self, step: int, decay: float) -> float:
+        """The decay of the codebooks' moving averages at a step (counted from 0), ``decay`` in the long run."""
+        return min(decay, (1 + step) / (10 + step)) if self.decay_warmup else decay
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

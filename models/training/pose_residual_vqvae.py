@@ -40,3 +40,6 @@ class PoseResidualTrainConfig(TrainConfig):
     """Learning rate of AdamW."""
     milestones: tuple[int, ...] = (200_000,)
     """Steps after which the learning rate is multiplied by gamma."""
+    decay_warmup: bool = True
+    """Codebooks' moving averages begin with a short memory: a deviation, without which latents that grow faster than
+    the averages follow share a few codes for the first hundred steps."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastvq import GroupedVQ, ResidualVQ
+from fastvq import EMA, Codebook, GroupedVQ, ResidualCodebook, ResidualVQ
 from fastvq.models.errors import UserError
 from fastvq.models.kinds import KINDS, load_tokenizer
 from fastvq.models.nn.conv import fastest_implementation, set_implementation
@@ -143,6 +143,13 @@ def start_from(model: MotionTokenizer, folder: str) -> None:
     model.load_state_dict(other)
 
 
+def set_decay(quantizer: nn.Module, decay: float) -> None:
+    """Sets the decay of a quantizer's codebooks, if moving averages lead them."""
+    books = getattr(quantizer, "codebooks", None)
+    if isinstance(books, (Codebook, ResidualCodebook)) and isinstance(books.rules.update, EMA):
+        books.rules = replace(books.rules, update=replace(books.rules.update, decay=decay))
+
+
 class _Run(TrainingLoop):
     """The state of a run between steps."""
 
@@ -204,6 +211,8 @@ class _Run(TrainingLoop):
             mask, codes = (None if x is None else x.to(self.device, non_blocking=True) for x in (mask, codes))
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate(self.step)
+        if self.config.decay_warmup:
+            set_decay(self.model.quantizer, self.config.codebook_decay(self.step, self.config.model.decay))
         losses = self.forward(motion, mask, codes)
         with timer.section("backward"), timer.backward("encoder_backward"):
             losses.total.backward()
