@@ -19,6 +19,7 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState
 
 from fastvq.models.cli import main
+from fastvq.models.commands import train as train_command
 from fastvq.models.errors import UserError
 from fastvq.models.evaluation.evaluator import EvaluatorConfig
 from fastvq.models.generators.base_transformer import BaseTransformer, BaseTransformerConfig
@@ -353,7 +354,13 @@ def main_fails_alone(folder: Path) -> None:
 
 
 def the_command_trains_and_reports_once(folder: Path, ports: Iterator[str]) -> None:
-    """Only the first process talks, and what stands in the folder is refused with its one sentence."""
+    """Only the first process reports and talks, and what stands in the folder is refused with its one sentence."""
+
+    def reported_twice(*arguments: Any) -> None:
+        raise AssertionError("not only the first process reports")
+
+    if os.environ["RANK"] != "0":
+        train_command.finish_run = reported_twice
     arguments = [
         "train",
         "rvqvae",

@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,25 +40,28 @@ def free_ports(count: int) -> list[str]:
 
 
 def launch(folder: Path, world: int = 2, seconds: float = 400) -> None:
-    """Runs ranks.py in several processes, all of which have to end well in time."""
+    """Runs ranks.py in several processes, all of which have to end well, and in time."""
     port, *others = free_ports(3)
     shared = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    logs = [folder / f"rank{rank}.log" for rank in range(world)]
     with contextlib.ExitStack() as held:
         ranks = []
-        for rank in range(world):
+        for rank, log in enumerate(logs):
             own = {**shared, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1, "CUDA_VISIBLE_DEVICES": ""}
             process = subprocess.Popen(
                 [sys.executable, "-c", SCRIPT, str(ROOT), str(RANKS), str(folder), *others],
-                stdout=subprocess.PIPE,
+                stdout=held.enter_context(log.open("w")),
                 stderr=subprocess.STDOUT,
-                text=True,
                 env={**os.environ, **{name: str(value) for name, value in own.items()}},
             )
             ranks.append(held.enter_context(process))
             held.callback(process.kill)
-        outputs = [rank.communicate(timeout=seconds)[0] for rank in ranks]
-    for number, (rank, output) in enumerate(zip(ranks, outputs, strict=True)):
-        assert rank.returncode == 0, f"rank {number} of {world}:\n{output}"
+        end = time.monotonic() + seconds
+        codes = [None] * world
+        while None in codes and not any(codes) and time.monotonic() < end:
+            time.sleep(0.1)
+            codes = [rank.poll() for rank in ranks]
+    assert codes == [0] * world, "\n".join([str(codes), *(log.read_text() for log in logs)])
 
 
 @pytest.fixture(scope="module", name="folder")
