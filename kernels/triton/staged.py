@@ -11,8 +11,8 @@ back once per tile of codes; the codebook once per tile of rows (from L2); out 1
 
 Pieces of 64, not 32: for 128 rows and 128 codes the products of a piece take 1536 cycles of a multiprocessor's tensor
 cores on sm_90, and its 64 KiB from L2 as long at 43 bytes a cycle (28 to 46 are what there is); both run beside the
-rest. Adding it to the row's sum takes 128 cycles, and three waits for products some hundred each, however short it is.
-The price is the bound, 1.7 times that of pieces of 32 at D = 512, and so many more rows with a rival.
+rest. Adding it to the row's sum takes 128 cycles, and three waits for products some hundred each, however short a
+piece is. The price is the bound, 1.7 times that of pieces of 32 at D = 512, and so many more rows with a rival.
 """
 
 from typing import Any
