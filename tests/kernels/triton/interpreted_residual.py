@@ -51,14 +51,26 @@ def test_codes_are_the_oracles(kind):
         assert not mismatches(*stack).any(), (size, dtype)
 
 
+@pytest.mark.parametrize("dim", [6, 8])
 @pytest.mark.parametrize("kind", ["halfway", "equal"])
-def test_rows_that_need_every_code_are_settled_by_the_tile(kind):
+def test_rows_that_need_every_code_are_settled_by_the_tile(kind, dim):
     """More of them than are scanned at a time, between rows that are decided, with and without a limit of stages."""
-    x, codes, _ = gate.search_input(kind, (1, 1, 40, 9, 6), torch.float32, "cpu")
-    x[:, :, ::3] = torch.randn(1, 1, 14, 6)
+    x, codes, _ = gate.search_input(kind, (1, 1, 40, 9, dim), torch.float32, "cpu")
+    x[:, :, ::3] = torch.randn(1, 1, 14, dim)
     assert _configs.RESIDUAL_SCAN.rows < 14
     for stages in (None, torch.arange(40).reshape(1, 40) % 3):
         assert not mismatches(x, torch.stack([codes, codes / 2], 1), None, stages).any()
+
+
+@pytest.mark.parametrize("dim", [7, 8, 20])
+def test_of_two_rivals_the_nearer_one_is_taken_and_of_equal_ones_the_first(dim):
+    """Pairs of codes a rounding error of the search apart, in either order, and copies; rows lie beside one each."""
+    codes = torch.randn(1, 12, dim)
+    codes[:, 4:8] = codes[:, :4]
+    codes[:, 4:6, 0] += 2.0**-20
+    x = codes[:, None, torch.arange(40) % 4] + 0.5
+    x[..., 0] += torch.tensor([2.0**-10, -(2.0**-10)]).repeat(20)
+    assert not mismatches(x, torch.stack([codes, codes.flip(1) / 2], 1)).any()
 
 
 @pytest.mark.parametrize("dim", [9, 70])
