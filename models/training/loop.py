@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from rich.console import Console
@@ -172,7 +172,7 @@ class TrainingLoop(ABC):
                 self.console.print(
                     f"{self.folder.path} has no checkpoint to resume: starting at step 0.", markup=False
                 )
-            processes.align_((self.model, *self.other_modules().values()))
+            processes.align_((cast(nn.Module, self.model), *self.other_modules().values()))
             processes.on_main(self._start)
             return self._train(saved=-1 if checkpoint is None else self.step)
 
