@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastvq import EMA, Codebook, GroupedVQ, ResidualCodebook, ResidualVQ
 from fastvq.models.errors import UserError
@@ -143,7 +143,7 @@ def start_from(model: MotionTokenizer, folder: str) -> None:
     model.load_state_dict(other)
 
 
-def set_decay(quantizer: nn.Module, decay: float) -> None:
+def set_decay(quantizer: object, decay: float) -> None:
     """Sets the decay of a quantizer's codebooks, if moving averages lead them."""
     books = getattr(quantizer, "codebooks", None)
     if isinstance(books, (Codebook, ResidualCodebook)) and isinstance(books.rules.update, EMA):
