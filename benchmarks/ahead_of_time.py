@@ -78,7 +78,7 @@ ALLOWED = (
     Allowance("nearest_staged_kernel", r"nearest (96|101|512).*", TENSOR_MEMORY, (), 300, ("sm_100",)),
     Allowance("nearest_staged_kernel", r"nearest (96|101|512).*", IN_PIECES, (10.0, 3.75)),
     Allowance("residual_kernel", r"residual 51\d.*", LONG_STACK, (10.0, 3.75), 80, ("sm_90",)),
-    Allowance("residual_kernel", r"residual .*", STACK, (10.25,)),
+    Allowance("residual_kernel", r"residual .*", STACK, (10.0,)),
 )
 
 

@@ -62,10 +62,10 @@ class _FiniteScalar(ScalarQuantizer):
             channel_dim=channel_dim,
             check_finite=check_finite,
         )
-        self._counts = tuple(levels)
         basis = [1]
         for level in levels[:-1]:
             basis.append(basis[-1] * level)
+        self._basis, self._widest = basis, max(levels)
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
         self.register_buffer("basis", torch.tensor(basis), persistent=False)
 
@@ -73,9 +73,8 @@ class _FiniteScalar(ScalarQuantizer):
         if self.codebook_size > EXACT:
             return (levels.long() * self.basis).sum(-1)
         # Sums of channels are exact in floating point up to there, and as many passes over rows, not over channels.
-        index, basis = levels[..., 0], 1
-        for channel in range(1, levels.shape[-1]):
-            basis *= self._counts[channel - 1]
+        index = levels[..., 0]
+        for channel, basis in enumerate(self._basis[1:], 1):
             index = index.add(levels[..., channel], alpha=basis)
         return index.long()
 
@@ -155,9 +154,8 @@ class FSQ(_FiniteScalar):
         )
         check.unit_interval("noise_dropout", noise_dropout)
         self.symmetric, self.noise_dropout = symmetric, noise_dropout
-        # The index of the middle levels, from which positions count.
-        middle = self._levels_to_index(self.levels.double() // 2)
-        self._middle = 0 if symmetric else int(middle)
+        # The index of the level from which positions count in every channel.
+        self._origin = 0 if symmetric else sum(n // 2 * basis for n, basis in zip(levels, self._basis, strict=True))
 
     def forward(self, x: Tensor, mask: Tensor | None = None, *, lengths: Tensor | None = None) -> Quantized:
         """Quantizes.
@@ -201,7 +199,7 @@ class FSQ(_FiniteScalar):
     def _round(self, position: Tensor, levels: Tensor) -> Tensor:
         """The level that a position is nearest to."""
         level = position.round()
-        if self.symmetric or max(self._counts) * SLACK < 1:
+        if self.symmetric or self._widest * SLACK < 1:
             return level
         # Of so many levels the slack is more than one.
         return level.maximum(-(levels // 2)).minimum((levels - 1) // 2)
@@ -216,7 +214,7 @@ class FSQ(_FiniteScalar):
         rows, levels = self._long_rows(z)
         position = self._position(rows, levels)
         level = self._round(position.detach(), levels)
-        index = self._levels_to_index(level.view(z.shape)) + self._middle
+        index = self._levels_to_index(level.view(z.shape)) + self._origin
         level = straight_through(position, level)
         if self.training and self.noise_dropout:
             noisy = position + (torch.rand_like(position) - 0.5)
@@ -226,7 +224,7 @@ class FSQ(_FiniteScalar):
     def _indices(self, z: Tensor) -> Tensor:
         rows, levels = self._long_rows(z)
         level = self._round(self._position(rows, levels), levels).view(z.shape)
-        return (self._levels_to_index(level) + self._middle).unsqueeze(-1)
+        return (self._levels_to_index(level) + self._origin).unsqueeze(-1)
 
     def _codes(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
         level = self._index_to_levels(indices.squeeze(-1).clamp_min(0))

@@ -102,7 +102,7 @@ NARROW = {
 # short      D <= depth (16, 32 or 64): a row's float16 pieces are loaded once for all codes of a stage.
 # wide       the same up to 128, where splitting whole rows of that length does not spill.
 # long       the pieces lie in the scratch: stages x (rows + codes) x depth x 4 bytes of shared memory. As many
-#            columns at a time as do not spill in a loop; sm_90 takes 38 instructions a score at D = 512, 56 with half
+#            columns at a time as do not spill in a loop; sm_90 takes 37 instructions a score at D = 512, 56 with half
 #            as many. sm_100 holds a tile of scores more than sm_90, so half the codes.
 RESIDUAL = {
     ("sm_80", "short"): Config(rows=128, codes=64, depth=64, num_warps=8, stages=2),

@@ -15,7 +15,7 @@ K D / 4 cycles: with 0.4 / D of rows in a pair (0.6 % at D = 64) that is lost ag
 import triton
 import triton.language as tl
 
-from fastvq.kernels.triton._oracle import MANY, SINGLE, oracle_add, oracle_scan, quarters, row_piece
+from fastvq.kernels.triton._oracle import MANY, SINGLE, oracle_add, oracle_scan
 from fastvq.kernels.triton._tiles import is_finite, split_dot, split_float16
 
 # A candidate's mark: marks of a tile add up to their number times COUNT_UNIT plus the sum of their columns.
@@ -99,34 +99,15 @@ def candidates(
 
 
 @triton.jit
-def code_cost(p_row: tl.tensor, p_code: tl.tensor, m_row: tl.tensor, D: tl.int32, WIDE: tl.constexpr) -> tl.tensor:
-    """The oracle's cost of a code for every row, 0 where masked; ``WIDE``: four entries by one access. [BN]"""
-    b_cost = tl.zeros(p_row.shape, tl.float64)
-    if WIDE:
-        for d0 in range(0, D, 4):
-            b_rows = quarters(row_piece(p_row, m_row, d0, D, 1, True))
-            b_codes = quarters(row_piece(p_code, m_row, d0, D, 1, True))
-            for e in tl.static_range(4):
-                b_cost = oracle_add(b_cost, b_rows[e].to(tl.float64), b_codes[e], "l2")
-    else:
-        for d in range(D):
-            b_row = tl.load(p_row + d, mask=m_row, other=0.0).to(tl.float64)
-            b_cost = oracle_add(b_cost, b_row, tl.load(p_code + d, mask=m_row, other=0.0), "l2")
-    return b_cost
-
-
-@triton.jit
 def settle(
     residual: tl.tensor,
     codes: tl.tensor,
     b_first: tl.tensor,
     b_rival: tl.tensor,
     m_live: tl.tensor,
-    zero: tl.int32,
     K: tl.int32,
     D: tl.int32,
     D_padded: tl.int32,
-    WIDE: tl.constexpr,
     BR: tl.constexpr,
     BK: tl.constexpr,
 ) -> tl.tensor:
@@ -138,9 +119,15 @@ def settle(
     b_index = b_first
     m_pair = m_live & (b_rival >= 0)
     if tl.max(m_pair.to(tl.int32), 0) > 0:
-        p_row = residual + (o_lane + zero) * D_padded
-        b_cost = code_cost(p_row, codes + (b_first + zero).to(tl.int64) * D, m_pair, D, WIDE)
-        b_second = code_cost(p_row, codes + (b_rival + zero).to(tl.int64) * D, m_pair, D, WIDE)
+        p_row = residual + o_lane * D_padded
+        p_first = codes + b_first.to(tl.int64) * D
+        p_second = codes + b_rival.to(tl.int64) * D
+        b_cost = tl.zeros(b_rival.shape, tl.float64)
+        b_second = tl.zeros(b_rival.shape, tl.float64)
+        for d in range(D):
+            b_entry = tl.load(p_row + d, mask=m_pair, other=0.0).to(tl.float64)
+            b_cost = oracle_add(b_cost, b_entry, tl.load(p_first + d, mask=m_pair, other=0.0), "l2")
+            b_second = oracle_add(b_second, b_entry, tl.load(p_second + d, mask=m_pair, other=0.0), "l2")
         b_index = tl.where(m_pair & (b_second < b_cost), b_rival, b_index)
 
     m_open = m_live & (b_rival == MANY)

@@ -204,8 +204,7 @@ def residual_kernel(
             p_codes = codes + o_book * K * D
             b_depth = tl.load(p_state + DEPTH * BN)
             m_live = stage < b_depth
-            zero = unknown_zero(tl.load(field + o_book))
-            b_index = settle(p_tile, p_codes, b_first, b_rival, m_live, zero, size, D, D_padded, ALIGN >= 4, BR, BS)
+            b_index = settle(p_tile, p_codes, b_first, b_rival, m_live, size, D, D_padded, BR, BS)
             b_index = tl.where(m_live, b_index, -1)
             tl.store(indices + p_here, b_index.to(tl.int64), mask=m_here)
             tl.debug_barrier()

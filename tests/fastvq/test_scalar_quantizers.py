@@ -400,3 +400,14 @@ def test_fsq_of_many_rows_at_once_is_that_of_one_row_after_another(rows, levels)
     assert torch.equal(fsq.decode(indices), quantized)
     assert indices.min() >= 0
     assert indices.max() < fsq.codebook_size
+
+
+def test_fsq_is_made_without_data():
+    with torch.device("meta"):
+        fsq = FSQ(4, [8, 5, 5, 5])
+    x = torch.randn(3, 4)
+    made = FSQ(4, [8, 5, 5, 5])
+    fsq = fsq.to_empty(device="cpu")
+    fsq.levels.copy_(made.levels)
+    fsq.basis.copy_(made.basis)
+    assert torch.equal(fsq.encode(x), made.encode(x))
