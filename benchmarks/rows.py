@@ -198,15 +198,21 @@ def environment(device: str = "cpu") -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """The processor's name and its number of cores."""
-    name = platform.processor() or platform.machine()
+    """The processor's name, its family and model where they are told, and its number of cores.
+
+    A virtual machine may hide the rest of the name: "AMD EPYC" alone is six generations, whose ratios differ.
+    """
+    name, generation = platform.processor() or platform.machine(), ""
     info = Path("/proc/cpuinfo")
     if info.exists():
+        fields = {}
         for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
-    return f"{name} ({os.cpu_count()} cores)"
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip(), value.strip())
+        name = fields.get("model name", name)
+        if "cpu family" in fields and "model" in fields:
+            generation = f"family {fields['cpu family']} model {fields['model']}, "
+    return f"{name} ({generation}{os.cpu_count()} cores)"
 
 
 def _version(name: str) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -54,6 +54,7 @@ class Setup:
     precision: Precision = "fp32"
     conv: ConvImplementation = "conv1d"
     fused: bool = False
+    kept_heap: bool = False
     compile: bool = False
 
     @property
@@ -67,11 +68,12 @@ LEVERS = (
     Setup(lever="fused AdamW", fused=True),
     Setup(lever="convolutions as products", conv="taps"),
     Setup(lever="bf16", precision="bf16"),
-    Setup(lever=ALL, precision="bf16", conv="taps", fused=True),
+    Setup(lever="kept heap", kept_heap=True),
+    Setup(lever=ALL, precision="bf16", conv="taps", fused=True, kept_heap=True),
 )
 COMPILED = (
     Setup(lever="torch.compile", compile=True),
-    Setup(lever=f"{ALL} and torch.compile", precision="bf16", conv="taps", fused=True, compile=True),
+    replace(LEVERS[-1], lever=f"{ALL} and torch.compile", compile=True),
 )
 
 

@@ -10,17 +10,15 @@ its discriminator instead, the published channels on windows of 16 frames of 64 
 Rows are ``train-step`` for whole steps; ``train-step:SECTION`` for their parts, which add up to them;
 ``train-step-backward:PART`` for the parts of the backward section; ``quantizer`` for the quantizer's forward, update
 and backward together; and ``train-step-memory`` for the memory of one step, and its time, in a process of its own.
+Contenders that let the C library keep its heap, a setting of a whole process, always have one of their own.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import math
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +31,7 @@ from fastvq.benchmarks.heatmap_contenders import (
     heatmap_settings,
     heatmap_setups,
 )
-from fastvq.benchmarks.resident import peak_growth
+from fastvq.benchmarks.own_process import WEIGHED, OwnProcess, Trained, serve
 from fastvq.benchmarks.rows import Row, write_rows
 from fastvq.benchmarks.timing import Timing, interleave
 from fastvq.benchmarks.training_contenders import (
@@ -48,11 +46,11 @@ from fastvq.benchmarks.training_contenders import (
     training_clips,
 )
 from fastvq.models.tokenizers.config import MotionVQVAEConfig
+from fastvq.models.training.heap import kept_heap
 from fastvq.models.training.heatmap_vqgan import HeatmapTrainConfig
 
 RESULTS = Path(__file__).resolve().parent / "results" / "cpu" / "training_step.csv"
 _ROOT = Path(__file__).resolve().parent.parent
-STEPS_WEIGHED = 5
 
 
 def checkout_module(name: str) -> str:
@@ -76,7 +74,7 @@ class Case:
     rows: int
     codes: int
     code_dim: int
-    contender: Callable[[Setup], Contender | HeatmapContender]
+    contender: Callable[[Setup], Trained]
     options: tuple[str, ...]
 
 
@@ -154,21 +152,26 @@ def row(
 
 def time_steps(case: Case, chosen: Sequence[Setup], reps: int, seconds: float) -> list[Row]:
     """Times the contenders at one size, in turns, whole and by section."""
-    contenders = {setup.name: case.contender(setup) for setup in chosen}
-    calls: dict[str, Callable[[], object]] = {name: each.advance for name, each in contenders.items()}
-    steps = interleave(calls, reps=reps, seconds=seconds)  # its first round does k-means and first allocations
-    wrong = {name: each.wrong_codes() for name, each in contenders.items() if each.setup.quantizer == OURS}
+    with contextlib.ExitStack() as processes:
+
+        def begin(setup: Setup) -> Trained | OwnProcess:
+            return processes.enter_context(own_process(case, setup)) if setup.kept_heap else case.contender(setup)
+
+        contenders = {setup.name: begin(setup) for setup in chosen}
+        calls: dict[str, Callable[[], object]] = {name: each.advance for name, each in contenders.items()}
+        steps = interleave(calls, reps=reps, seconds=seconds)  # its first round does k-means and first allocations
+        wrong = {setup.name: contenders[setup.name].wrong_codes() for setup in chosen if setup.quantizer == OURS}
+        passes = {name: each.passes(steps[name].reps) for name, each in contenders.items()}
     for name, count in wrong.items():
         if count:
             raise SystemExit(f"gate: {count} rows of {name} got a code that is not the nearest")
     floor = steps[WITHOUT].median_ms
     best = min((steps[name].median_ms for name in (GROUPED, HEADS) if name in steps), default=None)
     rows = []
-    for name, step in steps.items():
-        contender = contenders[name]
-        parts = contender.passes(step.reps)
-        rows.append(row(contender.setup, case, "train-step", step, floor=floor, wrong=wrong.get(name)))
-        rows += [row(contender.setup, case, pass_, part, wrong=wrong.get(name)) for pass_, part in parts.items()]
+    for setup in chosen:
+        name, step, parts = setup.name, steps[setup.name], passes[setup.name]
+        rows.append(row(setup, case, "train-step", step, floor=floor, wrong=wrong.get(name)))
+        rows += [row(setup, case, pass_, part, wrong=wrong.get(name)) for pass_, part in parts.items()]
         against = "" if best is None else f"  {best / step.median_ms:5.2f}x the faster peer"
         sections = ", ".join(
             f"{pass_.partition(':')[2]} {part.median_ms:.1f}"
@@ -181,33 +184,20 @@ def time_steps(case: Case, chosen: Sequence[Setup], reps: int, seconds: float) -
     return rows
 
 
-def memory_of(case: Case, setup: Setup) -> dict[str, float | None]:
-    """MiB by which a step raises this process's memory, after two steps, and its milliseconds: medians of five steps.
-
-    What an allocator keeps in reserve differs from step to step by more than two quantizers do.
-    """
-    contender = case.contender(setup)
-    for _ in range(2):
-        contender.advance()
-    peaks, times = [], []
-    for _ in range(STEPS_WEIGHED):
-        begin = time.perf_counter()
-        peaks.append(peak_growth(contender.advance))
-        times.append(1e3 * (time.perf_counter() - begin))
-    known = [peak for peak in peaks if peak is not None]
-    return {"ms": statistics.median(times), "peak_mib": statistics.median(known) if known else None}
+def own_process(case: Case, setup: Setup) -> OwnProcess:
+    """A contender in a process of its own."""
+    module = checkout_module("training_step")
+    return OwnProcess([sys.executable, "-m", module, *case.options, "--contender", setup.name], str(_ROOT))
 
 
 def memory_rows(case: Case, chosen: Sequence[Setup]) -> list[Row]:
     """The memory of a step of each contender, each in a fresh process."""
     rows = []
     for setup in chosen:
-        command = [sys.executable, "-m", checkout_module("training_step"), *case.options, "--memory-of", setup.name]
-        done = subprocess.run(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True, check=True)
-        found = json.loads(done.stdout.splitlines()[-1])
-        timing = Timing(STEPS_WEIGHED, found["ms"], found["ms"], found["ms"])
-        rows.append(row(setup, case, "train-step-memory", timing, peak=found["peak_mib"]))
-        print(f"{setup.name:40s} {found['peak_mib'] or float('nan'):8.1f} MiB more at the peak of a step", flush=True)
+        with own_process(case, setup) as contender:
+            ms, peak = contender.memory()
+        rows.append(row(setup, case, "train-step-memory", Timing(WEIGHED, ms, ms, ms), peak=peak))
+        print(f"{setup.name:40s} {peak or float('nan'):8.1f} MiB more at the peak of a step", flush=True)
     return rows
 
 
@@ -225,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--heatmaps", type=int, nargs=2, metavar=("FRAMES", "SIZE"), help="the heatmap VQ-GAN on such windows instead"
     )
     parser.add_argument("--heatmap-batch-size", type=int, default=1, help="of those windows")
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # what the parent asks its children for
+    parser.add_argument("--contender", help=argparse.SUPPRESS)  # whom a child plays
     parser.add_argument("--out", type=Path, default=RESULTS, help="CSV file that gets the rows")
     options = parser.parse_args(arguments)
     if options.heatmaps:
@@ -235,9 +225,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         cases = [motion_case(MotionVQVAEConfig(width=w), n) for w in options.width for n in options.batch_size]
         chosen, known = setups(not options.few, options.compile), setups(True, True)
-    if options.memory_of is not None:
-        named = {setup.name: setup for setup in known}
-        print(json.dumps(memory_of(cases[0], named[options.memory_of])))
+    if options.contender is not None:
+        setup = {setup.name: setup for setup in known}[options.contender]
+        with kept_heap() if setup.kept_heap else contextlib.nullcontext():
+            serve(cases[0].contender(setup))
         return
     for case in cases:
         print(f"{case.op}, {case.shape}", flush=True)

@@ -10,7 +10,7 @@ padding, most of what a wide dilation sees of a short sequence, are not multipli
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,52 +46,60 @@ class _TapProducts(torch.autograd.Function):
         ctx.save_for_backward(x, weight, matrices)
         ctx.offsets, ctx.stride = offsets, stride
         batch, outputs = x.shape[1], weight.shape[1]
+        columns, base = matrices.transpose(1, 2).unbind(), bias.to(x.dtype)
         y = None
         for tap, phase, first, read, count in _runs(offsets, frames, x.shape[0], stride):
-            rows = phases[phase][read : read + count].flatten(0, 1)
+            rows = _part(phases[phase], read, count, batch)
             if y is None and count == frames:
-                y = torch.addmm(bias.to(x.dtype), rows, matrices[tap].t())
+                y = torch.addmm(base, rows, columns[tap])
                 continue
             if y is None:
-                y = bias.to(x.dtype).expand(frames * batch, outputs).contiguous()
-            y[first * batch : (first + count) * batch].addmm_(rows, matrices[tap].t())
+                y = base.expand(frames * batch, outputs).contiguous()
+            _part(y, first, count, batch).addmm_(rows, columns[tap])
         if y is None:  # no frame at all, or every tap beside the sequence
-            y = bias.to(x.dtype).expand(frames * batch, outputs).contiguous()
+            y = base.expand(frames * batch, outputs).contiguous()
         return y.view(frames, batch, outputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, matrices = ctx.saved_tensors
-        upstream = upstream.contiguous()
-        frames = upstream.shape[0]
+        frames, batch, _ = upstream.shape
         length = x.shape[0]
         phases = _phases(x, ctx.stride)
+        above = upstream.contiguous().flatten(0, 1)
+        taps = matrices.unbind()
         # One tap after another is written where it belongs: in the memory order of the weight.
         d_weight = torch.empty_like(weight)
         d_matrices = d_weight if matrices.dtype == weight.dtype else torch.empty_like(matrices)
+        d_taps = d_matrices.unbind()
         d_phases: list[Tensor | None] = [None] * len(phases)
         seen = set()
         for tap, phase, first, read, count in _runs(ctx.offsets, frames, length, ctx.stride):
-            above = upstream[first : first + count].flatten(0, 1)
-            torch.mm(above.t(), phases[phase][read : read + count].flatten(0, 1), out=d_matrices[tap])
+            part = _part(above, first, count, batch)
+            torch.mm(part.t(), _part(phases[phase], read, count, batch), out=d_taps[tap])
             seen.add(tap)
             if not ctx.needs_input_grad[0]:
                 continue
             found = d_phases[phase]
-            if found is None and count == len(phases[phase]):
-                d_phases[phase] = torch.mm(above, matrices[tap]).view_as(phases[phase])
+            if found is None and count * batch == len(phases[phase]):
+                d_phases[phase] = torch.mm(part, taps[tap])
                 continue
             if found is None:
                 d_phases[phase] = found = torch.zeros_like(phases[phase])
-            found[read : read + count].flatten(0, 1).addmm_(above, matrices[tap])
-        for tap in set(range(len(weight))) - seen:
-            d_matrices[tap].zero_()
+            _part(found, read, count, batch).addmm_(part, taps[tap])
+        for tap in set(range(len(taps))) - seen:
+            d_taps[tap].zero_()
         if d_matrices is not d_weight:
             d_weight.copy_(d_matrices)
-        d_bias = upstream.sum((0, 1), dtype=weight.dtype)
+        d_bias = above.sum(0, dtype=weight.dtype)
         d_x = _join(d_phases, x) if ctx.needs_input_grad[0] else None
         return d_x, d_weight, d_bias, None, None, None
+
+
+def _part(rows: Tensor, first: int, count: int, batch: int) -> Tensor:
+    """The rows of ``count`` frames from ``first`` on; every view costs microseconds, so all rows are themselves."""
+    return rows if count * batch == len(rows) else rows[first * batch : (first + count) * batch]
 
 
 def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -100,26 +108,29 @@ def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _phases(x: Tensor, stride: int) -> list[Tensor]:
-    """The frames 0, s, 2 s, ..., then 1, s + 1, ...: what a tap of a strided convolution reads is a run of one."""
-    return [x] if stride == 1 else [x[phase::stride].contiguous() for phase in range(stride)]
+    """Rows of the frames 0, s, 2 s, ..., then of 1, s + 1, ...: what a tap reads is a run of one of them."""
+    if stride == 1:
+        return [x.flatten(0, 1)]
+    return [x[phase::stride].flatten(0, 1) for phase in range(stride)]
 
 
 def _join(phases: list[Tensor | None], like: Tensor) -> Tensor:
     """The inverse of :func:`_phases`; None for zeros."""
     if len(phases) == 1 and phases[0] is not None:
-        return phases[0]
+        return phases[0].view_as(like)
     joined = torch.empty_like(like)
     for number, phase in enumerate(phases):
+        part = joined[number :: len(phases)]
         if phase is None:
-            joined[number :: len(phases)].zero_()
+            part.zero_()
         else:
-            joined[number :: len(phases)] = phase
+            part.copy_(phase.view_as(part))
     return joined
 
 
 def _runs(
     offsets: tuple[int, ...], frames: int, length: int, stride: int
-) -> Iterator[tuple[int, int, int, int, int]]:
+) -> tuple[tuple[int, int, int, int, int], ...]:
     """For each tap that meets the sequence: tap, phase, first output, first frame of the phase, and their number.
 
     Taps that meet all of it come first: what they write needs no zeros beneath it.
@@ -131,4 +142,4 @@ def _runs(
         first, stop = max(0, -shift), min(frames, held - shift)
         if stop > first:
             runs.append((tap, phase, first, first + shift, stop - first))
-    yield from sorted(runs, key=lambda run: -run[-1])
+    return tuple(sorted(runs, key=lambda run: -run[-1]))

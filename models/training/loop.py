@@ -21,6 +21,7 @@ from fastvq.models.errors import UserError
 from fastvq.models.tokenizers import pretrained
 from fastvq.models.training.config import RunConfig
 from fastvq.models.training.environment import environment
+from fastvq.models.training.heap import kept_heap
 from fastvq.models.training.processes import Processes, join
 from fastvq.models.training.reporting import Reporter
 from fastvq.models.training.run_folder import RunFolder, SavedModel, load_trainer
@@ -85,7 +86,7 @@ def workplace(out: Path, *, resume: bool, console: Console | None) -> Iterator[W
     processes = join()
     if console is None or not processes.main:
         console = Console(quiet=True)
-    with processes.together():
+    with processes.together(), kept_heap() if processes.device.type == "cpu" else contextlib.nullcontext():
         folder = RunFolder(Path(out))
         resumed = processes.tell(processes.on_main(lambda: newest_checkpoint(folder, resume=resume)) is not None)
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):

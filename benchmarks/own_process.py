@@ -1,0 +1,120 @@
+"""A contender of the training benchmark in a process of its own, for what is set or measured for a whole process.
+
+The child reads a question a line and answers with a line of JSON; between questions it waits, so that its steps can
+take turns with those of others.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from fastvq.benchmarks.resident import peak_growth
+from fastvq.benchmarks.timing import Elapsed, Timing
+
+WARM, WEIGHED = 2, 5  # steps before memory is measured, and in which it is
+
+
+class Trained(Protocol):
+    """What both have in common: the tokenizer's contender and the heatmaps' one."""
+
+    def advance(self) -> Tensor: ...
+
+    def passes(self, last: int) -> dict[str, Timing]: ...
+
+    def wrong_codes(self) -> int: ...
+
+
+class OwnProcess:
+    """The parent's end of a contender; steps, passes and wrong codes as those of the contender itself.
+
+    Args:
+        command: runs the child, which calls :func:`serve`.
+        folder: to run it in.
+    """
+
+    def __init__(self, command: Sequence[str], folder: str) -> None:
+        self._child = subprocess.Popen(
+            command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+
+    def _ask(self, what: str) -> Any:
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._child.stdin.write(f"{what}\n")
+        answer = self._child.stdout.readline()
+        if not answer:
+            raise RuntimeError("the process of a contender ended; what it wrote above says why")
+        return json.loads(answer)
+
+    def advance(self) -> Elapsed:
+        """One step, timed inside."""
+        return Elapsed(self._ask("step"))
+
+    def passes(self, last: int) -> dict[str, Timing]:
+        """Its last steps by pass."""
+        return {name: Timing(*values) for name, values in self._ask(f"passes {last}").items()}
+
+    def wrong_codes(self) -> int:
+        """How many rows of a batch get a code that is not the nearest."""
+        return int(self._ask("wrong"))
+
+    def memory(self) -> tuple[float, float | None]:
+        """Milliseconds of a step, and the MiB by which it raises the memory of the process."""
+        ms, peak = self._ask("memory")
+        return ms, peak
+
+    def __enter__(self) -> OwnProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._child.communicate(timeout=10)
+        except subprocess.TimeoutExpired:  # after an interrupt it may be in the midst of a step
+            self._child.kill()
+            self._child.communicate()
+
+
+def serve(contender: Trained, questions: Iterable[str] = sys.stdin) -> None:
+    """Answers until there are no more questions."""
+    for line in questions:
+        what, *values = line.split()
+        answer: Any
+        if what == "step":
+            answer = milliseconds(contender.advance)
+        elif what == "passes":
+            answer = contender.passes(int(values[0]))
+        elif what == "wrong":
+            answer = contender.wrong_codes()
+        elif what == "memory":
+            answer = memory(contender)
+        else:
+            raise ValueError(f"a contender knows step, passes, wrong and memory, got {what!r}")
+        print(json.dumps(answer), flush=True)
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    """What a call takes."""
+    begin = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - begin)
+
+
+def memory(contender: Trained) -> tuple[float, float | None]:
+    """Milliseconds of a step and the MiB by which it raises this process's memory, after two: medians of five steps.
+
+    What an allocator keeps in reserve differs from step to step by more than two quantizers do.
+    """
+    for _ in range(WARM):
+        contender.advance()
+    peaks: list[float | None] = []
+    times = [milliseconds(lambda: peaks.append(peak_growth(contender.advance))) for _ in range(WEIGHED)]
+    known = [peak for peak in peaks if peak is not None]
+    return statistics.median(times), statistics.median(known) if known else None
