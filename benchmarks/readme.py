@@ -1,7 +1,8 @@
 """The README's numbers, taken from the committed rows: ``python -m benchmarks.readme`` writes them again.
 
-They stand between two comments, ``<!-- numbers -->`` and ``<!-- end of numbers -->``; a test compares what stands
-there with the rows. Every comparison is of rows of one run, the newest that has both.
+They stand between two comments, ``<!-- numbers of PLACE -->`` and ``<!-- end of numbers -->``; places are "a step" and
+"a search". A test compares what stands there with the rows. Every comparison is of rows of one run, the newest that has
+both.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from fastvq.benchmarks.rows import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "cpu"
-BEGIN, END = "<!-- numbers -->\n", "\n<!-- end of numbers -->"
+BEGIN, END = "<!-- numbers of {} -->\n", "\n<!-- end of numbers -->"
 STEP_SHAPE = "width 512, 16 windows of 64"
 SEARCHES = ("nearest", "residual_nearest")
 WIDTH = 118
@@ -119,26 +120,29 @@ def search_sentences(rows: Iterable[Text]) -> str:
     return f"{text} ([rows](benchmarks/results/cpu/registry.csv), `fastvq bench`)."
 
 
-def numbers() -> str:
-    """The paragraph, wrapped as the README is."""
-    step = step_sentences(read_rows(RESULTS / "training_step.csv"))
-    search = search_sentences(read_rows(RESULTS / "registry.csv"))
-    whole = re.sub(
-        "`.*?`", lambda code: code[0].replace(" ", "\0"), f"{step} {search}"
-    )  # lines break outside of code
-    return textwrap.fill(whole, WIDTH, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
+def numbers() -> dict[str, str]:
+    """The paragraphs by their places, wrapped as the README is."""
+    found = {
+        "a step": step_sentences(read_rows(RESULTS / "training_step.csv")),
+        "a search": search_sentences(read_rows(RESULTS / "registry.csv")),
+    }
+    return {place: _wrapped(text) for place, text in found.items()}
 
 
-def rewritten(text: str, paragraph: str) -> str:
-    """The README with another paragraph between the two comments.
+def rewritten(text: str, paragraphs: Mapping[str, str]) -> str:
+    """The README with other paragraphs in their places.
 
     Raises:
-        ValueError: the comments are not there once each, in order.
+        ValueError: the comments of a place are not there once each, in order.
     """
-    pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), flags=re.DOTALL)
-    if len(pattern.findall(text)) != 1:
-        raise ValueError(f"README.md must hold {BEGIN.strip()} and {END.strip()} once, in lines of their own")
-    return pattern.sub(lambda _: BEGIN + paragraph + END, text)
+    for place, paragraph in paragraphs.items():
+        begin, end = BEGIN.format(place), END
+        pattern = re.compile(re.escape(begin) + "((?!<!--).)*?" + re.escape(end), flags=re.DOTALL)
+        if len(pattern.findall(text)) != 1:
+            raise ValueError(f"README.md must hold {begin.strip()} and {end.strip()} once, in lines of their own")
+        whole = begin + paragraph + end
+        text = pattern.sub(lambda _, whole=whole: whole, text)
+    return text
 
 
 def main() -> int:
@@ -149,6 +153,12 @@ def main() -> int:
     path.write_text(after, encoding="utf-8")
     print("README.md has other numbers now" if after != before else "README.md agrees with the rows")
     return 0
+
+
+def _wrapped(text: str) -> str:
+    """Lines break outside of code."""
+    held = re.sub("`.*?`", lambda code: code[0].replace(" ", "\0"), text)
+    return textwrap.fill(held, WIDTH, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
 
 
 def _median(row: Text) -> float:

@@ -36,8 +36,11 @@ def test_only_rows_of_one_run_are_compared_and_of_the_newest():
         readme.step_sentences([rows[0], *rows[5:]])
 
 
-def test_the_place_of_the_numbers_must_be_there_once():
-    text = f"a\n{readme.BEGIN}old{readme.END}\nb"
-    assert readme.rewritten(text, r"new \1") == f"a\n{readme.BEGIN}new \\1{readme.END}\nb"
-    with pytest.raises(ValueError, match="once"):
-        readme.rewritten(text + text, "new")
+def test_the_places_of_the_numbers_must_be_there_once():
+    one, other = (readme.BEGIN.format(place) + "old" + readme.END for place in ("a step", "a search"))
+    text = f"a\n{one}\nb\n{other}\n"
+    changed = readme.rewritten(text, {"a search": r"new \1"})
+    assert changed == f"a\n{one}\nb\n{readme.BEGIN.format('a search')}new \\1{readme.END}\n"
+    for broken in (text + text, text.replace("<!-- end", "<!- end", 1)):
+        with pytest.raises(ValueError, match=r"numbers of a step.* once"):
+            readme.rewritten(broken, {"a step": "new"})
