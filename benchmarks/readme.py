@@ -1,8 +1,7 @@
 """The README's numbers, taken from the committed rows: ``python -m benchmarks.readme`` writes them again.
 
-They stand between two comments, ``<!-- numbers of PLACE -->`` and ``<!-- end of numbers -->``; places are "a step" and
-"a search". A test compares what stands there with the rows. Every comparison is of rows of one run, the newest that has
-both.
+They stand between ``<!-- numbers of PLACE -->`` and ``<!-- end of numbers -->``; places are "a step" and "a search".
+A test compares what stands there with the rows. Every comparison is of rows of one run, the newest that has both.
 """
 
 from __future__ import annotations
