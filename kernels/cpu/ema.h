@@ -10,6 +10,8 @@
 
 namespace fastvq::cpu {
 
+constexpr int64_t EMA_PART = 64;  // the most codes that update_codes takes at once
+
 struct Ema {
   void *codebook, *embed_sum, *cluster_size;  // (G, K, D), (G, K, D), (G, K), contiguous, one dtype
   const void *sums, *counts;

@@ -62,11 +62,10 @@ void ema_update(Ema& call) {
   const Memory memory(call.groups * 8);
   call.totals = reinterpret_cast<double*>(memory.start());
   run_tasks(call.groups, workers, [&](int64_t group, int) { isa.count_group(call, group); });
-  constexpr int64_t PART = 64;
-  const int64_t parts = ceil_div(call.codes, PART);
+  const int64_t parts = ceil_div(call.codes, EMA_PART);
   run_tasks(call.groups * parts, workers, [&](int64_t task, int) {
-    const int64_t first = task % parts * PART, last = first + PART < call.codes ? first + PART : call.codes;
-    isa.update_codes(call, task / parts, first, last);
+    const int64_t first = task % parts * EMA_PART, end = first + EMA_PART;
+    isa.update_codes(call, task / parts, first, end < call.codes ? end : call.codes);
   });
 }
 
