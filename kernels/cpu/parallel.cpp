@@ -27,18 +27,27 @@ class KeepDenormals {
 #endif
 };
 
+// A worker takes a share of the tasks that are left, and single ones in the end: short tasks would otherwise spend
+// their time on the counter, whose cache line every worker writes, and a worker that is held up holds up few.
 struct Loop {
   int64_t count;
+  int64_t shares;
   TaskFunction function;
   void* context;
-  std::atomic<int64_t> next{0};
+  alignas(64) std::atomic<int64_t> next{0};
 
   void work(int worker) {
     [[maybe_unused]] const KeepDenormals guard;
-    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < count;)
-      function(context, task, worker);
+    for (int64_t first = next.load(std::memory_order_relaxed), taken; first < count;) {
+      taken = count - first < shares ? 1 : (count - first) / shares;
+      if (!next.compare_exchange_weak(first, first + taken, std::memory_order_relaxed)) continue;
+      for (int64_t task = first; task < first + taken; ++task) function(context, task, worker);
+      first = next.load(std::memory_order_relaxed);
+    }
   }
 };
+
+constexpr int64_t SHARES = 8;  // of a worker
 
 }  // namespace
 
@@ -48,8 +57,8 @@ int thread_count() {
 }
 
 void run_tasks(int64_t count, int workers, TaskFunction function, void* context) {
-  Loop loop{count, function, context};
   if (count < workers) workers = static_cast<int>(count);
+  Loop loop{count, SHARES * (workers > 1 ? workers : 1), function, context};
   const auto run = [](int64_t first, int64_t, void* loop) {
     static_cast<Loop*>(loop)->work(static_cast<int>(first));
   };
