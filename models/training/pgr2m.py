@@ -61,3 +61,6 @@ class PGR2MTrainConfig(TrainConfig):
     """Learning rate of AdamW."""
     milestones: tuple[int, ...] = (200_000,)
     """Steps after which the learning rate is multiplied by gamma."""
+    decay_warmup: bool = True
+    """Averages of how much each code is used begin with a short memory: a deviation, without which codes that latents
+    have grown away from are found too late to be replaced, and a stage falls to a fifth of its codes."""

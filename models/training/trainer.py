@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastvq import EMA, Codebook, GroupedVQ, ResidualCodebook, ResidualVQ
+from fastvq import EMA, Codebook, GroupedVQ, Learned, ResidualCodebook, ResidualVQ
 from fastvq.models.errors import UserError
 from fastvq.models.kinds import KINDS, load_tokenizer
 from fastvq.models.nn.conv import fastest_implementation, set_implementation
@@ -143,11 +143,11 @@ def start_from(model: MotionTokenizer, folder: str) -> None:
     model.load_state_dict(other)
 
 
-def set_decay(quantizer: object, decay: float) -> None:
-    """Sets the decay of a quantizer's codebooks, if moving averages lead them."""
-    books = getattr(quantizer, "codebooks", None)
-    if isinstance(books, (Codebook, ResidualCodebook)) and isinstance(books.rules.update, EMA):
-        books.rules = replace(books.rules, update=replace(books.rules.update, decay=decay))
+def set_decay(quantizer: nn.Module, decay: float) -> None:
+    """Sets the decay of the moving averages of a quantizer's codebooks: of the codes, or of how much each is used."""
+    for books in quantizer.modules():
+        if isinstance(books, (Codebook, ResidualCodebook)) and isinstance(books.rules.update, (EMA, Learned)):
+            books.rules = replace(books.rules, update=replace(books.rules.update, decay=decay))
 
 
 class _Run(TrainingLoop):
