@@ -143,9 +143,9 @@ def start_from(model: MotionTokenizer, folder: str) -> None:
     model.load_state_dict(other)
 
 
-def set_decay(quantizer: nn.Module, decay: float) -> None:
-    """Sets the decay of the moving averages of a quantizer's codebooks: of the codes, or of how much each is used."""
-    for books in quantizer.modules():
+def set_decay(model: nn.Module, decay: float) -> None:
+    """Sets the decay of the moving averages of a model's codebooks: of the codes, or of how much each is used."""
+    for books in model.modules():
         if isinstance(books, (Codebook, ResidualCodebook)) and isinstance(books.rules.update, (EMA, Learned)):
             books.rules = replace(books.rules, update=replace(books.rules.update, decay=decay))
 
@@ -212,7 +212,7 @@ class _Run(TrainingLoop):
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate(self.step)
         if self.config.decay_warmup:
-            set_decay(self.model.quantizer, self.config.codebook_decay(self.step, self.config.model.decay))
+            set_decay(self.model, self.config.codebook_decay(self.step, self.config.model.decay))
         losses = self.forward(motion, mask, codes)
         with timer.section("backward"), timer.backward("encoder_backward"):
             losses.total.backward()
