@@ -6,6 +6,7 @@ take turns with those of others.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import subprocess
@@ -48,8 +49,10 @@ class OwnProcess:
     def _ask(self, what: str) -> Any:
         assert self._child.stdin is not None
         assert self._child.stdout is not None
-        self._child.stdin.write(f"{what}\n")
-        answer = self._child.stdout.readline()
+        answer = ""
+        with contextlib.suppress(BrokenPipeError):
+            self._child.stdin.write(f"{what}\n")
+            answer = self._child.stdout.readline()
         if not answer:
             raise RuntimeError("the process of a contender ended; what it wrote above says why")
         return json.loads(answer)
@@ -76,10 +79,11 @@ class OwnProcess:
 
     def __exit__(self, *_: object) -> None:
         try:
-            self._child.communicate(timeout=10)
-        except subprocess.TimeoutExpired:  # after an interrupt it may be in the midst of a step
+            with contextlib.suppress(subprocess.TimeoutExpired, BrokenPipeError):
+                self._child.communicate(timeout=10)
+        finally:  # after an interrupt it may be in the midst of a step
             self._child.kill()
-            self._child.communicate()
+            self._child.wait()
 
 
 def serve(contender: Trained, questions: Iterable[str] = sys.stdin) -> None:

@@ -10,7 +10,7 @@ using TaskFunction = void (*)(void* context, int64_t task, int worker);
 // torch.get_num_threads(), or 1 inside another parallel region.
 int thread_count();
 
-// Runs tasks [0, count) on at most `workers` threads; each worker takes the next task when it is free, so a task's
+// Runs tasks [0, count) on at most `workers` threads; each worker takes the next ones when it is free, so a task's
 // result must not depend on who runs it. Tasks must not throw.
 void run_tasks(int64_t count, int workers, TaskFunction function, void* context);
 

@@ -120,6 +120,19 @@ def test_ema_update(cpu, smoothing, normalize, relative, dtype):
             assert ((state[0][:, 1:].norm(dim=-1) - 1).abs() < 8 * dim * unit).all()
 
 
+def test_cluster_sizes_are_summed_in_float64(cpu):
+    """In float32 the ones beside one large size would be lost, and with them a code between the two means."""
+    codes = 2**16
+    sizes = torch.ones(1, codes)
+    sizes[0, 0] = 2.0**24
+    mean = float(sizes.double().mean())
+    sizes[0, 1] = mean - 0.02
+    books = [torch.zeros(1, codes, 1), torch.zeros(1, codes, 1), torch.zeros(1, codes)]
+    dead = cpu.ema_update_(*books, torch.zeros(1, codes, 1), sizes, 0.0, 1e-5, "none", False, 1.0, True)
+    assert bool(dead[0, 1])
+    assert dead.sum() == codes - 1
+
+
 def test_ema_update_with_a_decay_of_one_keeps_everything(cpu):
     torch.manual_seed(0)
     codebook, size = torch.randn(2, 5, 3), torch.rand(2, 5) + 1

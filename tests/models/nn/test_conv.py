@@ -143,6 +143,31 @@ def test_bfloat16_forms_agree():
     torch.testing.assert_close(*outputs, rtol=0, atol=4 * 2**-8)
 
 
+@pytest.fixture
+def nothing_is_zero_by_chance(monkeypatch):
+    """Memory that nobody wrote to holds NaN."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_frames_that_no_tap_reads_have_no_gradient(nothing_is_zero_by_chance):
+    conv = Conv1d(2, 3, 1, stride=3, implementation="taps")
+    x = torch.randn(2, 8, 2, requires_grad=True)
+    conv(x).sum().backward()
+    read = torch.arange(8) % 3 == 0
+    assert torch.equal(x.grad != 0, read.view(1, 8, 1).expand(2, 8, 2))
+    assert x.grad.isfinite().all()
+
+
+def test_bias_gradients_are_summed_wide():
+    conv = Conv1d(2, 1, 1, implementation="taps")
+    with torch.autocast("cpu", torch.bfloat16):
+        conv(torch.randn(1, 1001, 2)).sum().backward()
+    assert conv.bias.grad.item() == 1001  # bfloat16 would make it 1000
+
+
 def test_unknown_implementation_is_refused():
     with pytest.raises(ValueError, match=r"must be one of.*got 'fft'"):
         set_implementation(Conv1d(1, 1, 1), "fft")

@@ -1,4 +1,4 @@
-import ctypes
+import contextlib
 import json
 import subprocess
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastvq.models.training import heap
+from fastvq.models.training import heap, loop
 
 ROOT = Path(heap.__file__).resolve().parents[2]
 # 32 blocks of 8 MiB, made and freed twice: pages that the second time faults in, and MiB that stay resident after it,
@@ -43,7 +43,7 @@ def measure(how: str) -> list[float]:
     return found
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not the GNU C library")
+@pytest.mark.skipif(heap._functions()[0] is None, reason="not the GNU C library")
 def test_what_a_step_frees_is_there_for_the_next_and_given_back_in_the_end():
     faults, held, after = measure("kept")
     plain_faults, *_ = measure("plain")
@@ -52,8 +52,21 @@ def test_what_a_step_frees_is_there_for_the_next_and_given_back_in_the_end():
     assert after < 64 < 200 < held
 
 
-def test_other_c_libraries_keep_their_ways(monkeypatch):
-    monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: object())
+def no_library(name):
+    raise TypeError("argument must be a string")
+
+
+@pytest.mark.parametrize("library", [lambda name: object(), no_library], ids=["other functions", "none"])
+def test_other_c_libraries_keep_their_ways(monkeypatch, library):
+    monkeypatch.setattr(heap.ctypes, "CDLL", library)
+    with heap.kept_heap() as kept:
+        assert kept is False
+
+
+@pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])
+def test_whoever_tuned_the_allocator_keeps_it_so(monkeypatch, name):
+    monkeypatch.setenv(name, "glibc.malloc.trim_threshold=131072")
+    monkeypatch.setattr(heap, "_functions", lambda: (pytest.fail, pytest.fail))
     with heap.kept_heap() as kept:
         assert kept is False
 
@@ -73,3 +86,18 @@ def test_the_heap_is_given_back_after_an_error(monkeypatch):
     with pytest.raises(KeyError), heap.kept_heap():
         {}["missing"]
     assert calls[-2:] == [(-1, 64 * 2**20), "trim"]
+
+
+def test_a_training_keeps_its_heap_until_it_ends(monkeypatch, tmp_path):
+    seen = []
+
+    @contextlib.contextmanager
+    def kept_heap():
+        seen.append("kept")
+        yield True
+        seen.append("given back")
+
+    monkeypatch.setattr(loop, "kept_heap", kept_heap)
+    with loop.workplace(tmp_path, resume=False, console=None):
+        assert seen == ["kept"]
+    assert seen == ["kept", "given back"]
