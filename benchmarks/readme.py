@@ -137,10 +137,10 @@ def rewritten(text: str, paragraphs: Mapping[str, str]) -> str:
     for place, paragraph in paragraphs.items():
         begin, end = BEGIN.format(place), END
         pattern = re.compile(re.escape(begin) + "((?!<!--).)*?" + re.escape(end), flags=re.DOTALL)
-        if len(pattern.findall(text)) != 1:
+        found = list(pattern.finditer(text))
+        if len(found) != 1:
             raise ValueError(f"README.md must hold {begin.strip()} and {end.strip()} once, in lines of their own")
-        whole = begin + paragraph + end
-        text = pattern.sub(lambda _, whole=whole: whole, text)
+        text = text[: found[0].start()] + begin + paragraph + end + text[found[0].end() :]
     return text
 
 

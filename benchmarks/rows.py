@@ -205,7 +205,7 @@ def cpu_name() -> str:
     name, generation = platform.processor() or platform.machine(), ""
     info = Path("/proc/cpuinfo")
     if info.exists():
-        fields = {}
+        fields: dict[str, str] = {}
         for line in info.read_text().splitlines():
             key, _, value = line.partition(":")
             fields.setdefault(key.strip(), value.strip())
