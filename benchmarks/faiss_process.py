@@ -7,7 +7,6 @@ measured inside; so calls can take turns with those of the parent; memory is mea
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastvq.benchmarks.child import Child
 from fastvq.benchmarks.shapes import Shape
 from fastvq.benchmarks.timing import Elapsed
 
@@ -28,7 +28,7 @@ def available() -> bool:
     return importlib.util.find_spec("faiss") is not None
 
 
-class Faiss:
+class Faiss(Child):
     """A call in the child: Flat for one codebook, a product quantizer for groups, a residual one for stages.
 
     Args:
@@ -49,20 +49,11 @@ class Faiss:
         rows = x.transpose(0, 1).reshape(shape.N, -1)
         np.savez(folder / "given.npz", x=rows.numpy(), codebooks=codebooks.numpy(), topk=topk, iters=iters)
         command = [sys.executable, str(CHILD), str(folder), str(threads)]
-        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
-
-    def _ask(self, what: str) -> str:
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
-        self._child.stdin.write(f"{what}\n")
-        answer = self._child.stdout.readline().strip()
-        if not answer:
-            raise RuntimeError("the FAISS process ended; run it alone to see why")
-        return answer
+        super().__init__(command, "FAISS")
 
     def milliseconds(self) -> float:
         """Runs the call once."""
-        return float(self._ask("time"))
+        return float(self.ask("time"))
 
     def elapsed(self) -> Elapsed:
         """Runs the call once, and waits for its threads, which spin on and would take the next contender's cores."""
@@ -72,20 +63,13 @@ class Faiss:
 
     def peak_mib(self) -> float | None:
         """:func:`fastvq.benchmarks.resident.peak_growth` of a call, in the child."""
-        answer = self._ask("memory")
+        answer = self.ask("memory")
         return None if answer == "None" else float(answer)
 
     def result(self) -> Tensor:
         """Of the first call: indices (G, N, Q or topk), int64, or centres (K, D)."""
         return torch.from_numpy(np.load(Path(self._folder.name) / "result.npy"))
 
-    def __enter__(self) -> Faiss:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self._child.communicate(timeout=10)
-        except subprocess.TimeoutExpired:  # after an interrupt it may be in the midst of a call
-            self._child.kill()
-            self._child.communicate()
+    def __exit__(self, *raised: object) -> None:
+        super().__exit__(*raised)
         self._folder.cleanup()

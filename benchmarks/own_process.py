@@ -1,22 +1,20 @@
 """A contender of the training benchmark in a process of its own, for what is set or measured for a whole process.
 
-The child reads a question a line and answers with a line of JSON; between questions it waits, so that its steps can
-take turns with those of others.
+The child answers in JSON, and waits between questions, so that its steps can take turns with those of others.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from fastvq.benchmarks.child import Child
 from fastvq.benchmarks.resident import peak_growth
 from fastvq.benchmarks.timing import Elapsed, Timing
 
@@ -33,57 +31,28 @@ class Trained(Protocol):
     def wrong_codes(self) -> int: ...
 
 
-class OwnProcess:
-    """The parent's end of a contender; steps, passes and wrong codes as those of the contender itself.
+class OwnProcess(Child):
+    """The parent's end of a contender; steps, passes and wrong codes as those of the contender itself."""
 
-    Args:
-        command: runs the child, which calls :func:`serve`.
-        folder: to run it in.
-    """
-
-    def __init__(self, command: Sequence[str], folder: str) -> None:
-        self._child = subprocess.Popen(
-            command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
-
-    def _ask(self, what: str) -> Any:
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
-        answer = ""
-        with contextlib.suppress(BrokenPipeError):
-            self._child.stdin.write(f"{what}\n")
-            answer = self._child.stdout.readline()
-        if not answer:
-            raise RuntimeError("the process of a contender ended; what it wrote above says why")
-        return json.loads(answer)
+    def _told(self, what: str) -> Any:
+        return json.loads(self.ask(what))
 
     def advance(self) -> Elapsed:
         """One step, timed inside."""
-        return Elapsed(self._ask("step"))
+        return Elapsed(self._told("step"))
 
     def passes(self, last: int) -> dict[str, Timing]:
         """Its last steps by pass."""
-        return {name: Timing(*values) for name, values in self._ask(f"passes {last}").items()}
+        return {name: Timing(*values) for name, values in self._told(f"passes {last}").items()}
 
     def wrong_codes(self) -> int:
         """How many rows of a batch get a code that is not the nearest."""
-        return int(self._ask("wrong"))
+        return int(self._told("wrong"))
 
     def memory(self) -> tuple[float, float | None]:
         """Milliseconds of a step, and the MiB by which it raises the memory of the process."""
-        ms, peak = self._ask("memory")
+        ms, peak = self._told("memory")
         return ms, peak
-
-    def __enter__(self) -> OwnProcess:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            with contextlib.suppress(subprocess.TimeoutExpired, BrokenPipeError):
-                self._child.communicate(timeout=10)
-        finally:  # after an interrupt it may be in the midst of a step
-            self._child.kill()
-            self._child.wait()
 
 
 def serve(contender: Trained, questions: Iterable[str] = sys.stdin) -> None:

@@ -187,7 +187,8 @@ def time_steps(case: Case, chosen: Sequence[Setup], reps: int, seconds: float) -
 def own_process(case: Case, setup: Setup) -> OwnProcess:
     """A contender in a process of its own."""
     module = checkout_module("training_step")
-    return OwnProcess([sys.executable, "-m", module, *case.options, "--contender", setup.name], str(_ROOT))
+    command = [sys.executable, "-m", module, *case.options, "--contender", setup.name]
+    return OwnProcess(command, setup.name, _ROOT)
 
 
 def memory_rows(case: Case, chosen: Sequence[Setup]) -> list[Row]:

@@ -1,8 +1,8 @@
 """Memory that a step frees stays with the process, so that the next step need not ask the system for it again.
 
 The C library gives the top of its heap back to the system when enough of it is free, and large blocks as soon as they
-are freed. The next step gets them back as pages that have to be zeroed one by one: some 8,000 pages, and 5 to
-9 % of the time of a fast step of a motion tokenizer (width 512, 16 windows, bfloat16) on two cores.
+are freed. The next step gets them back as pages that have to be zeroed one by one: some 8,000 pages. Kept,
+they made a step of a motion tokenizer (width 512, 16 windows, two cores) 3 % faster in float32, 9 % in bfloat16.
 """
 
 from __future__ import annotations

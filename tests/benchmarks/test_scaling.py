@@ -124,4 +124,5 @@ def test_memory_is_that_of_a_process_of_its_own():
     if held is None:
         pytest.skip("this system keeps no high-water mark of memory")
     assert (size, ours, peer) == (2**14, "", scaling.PEER)
-    assert held < 16 < 31 < matrix < 128  # the system counts a process's pages in batches, and lags by some
+    # Linux counts pages in batches of 64 a thread (proc(5) calls its marks inaccurate): 32 MiB were seen as 31.98.
+    assert held < 16 < 31 < matrix < 128
