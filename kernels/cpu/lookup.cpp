@@ -7,18 +7,21 @@ namespace {
 
 constexpr int TOGETHER = LANES == 16 ? 16 : 8;  // vectors of a sum, in registers
 constexpr int MOST = 64;                        // codes added in one go
+constexpr int LISTED = 8 * MOST;                // codes of several rows, whose addresses are found beforehand
 
 template <class T, int LENGTH, int COUNT>
 FASTVQ_INLINE void add_columns(T* to, bool from_zero, const T* const* codes, int count, int64_t d) {
   typedef T Vector __attribute__((vector_size(LENGTH)));
   constexpr int64_t width = LENGTH / sizeof(T);
-  Vector sums[COUNT] = {};
-  if (!from_zero)
-    for (int v = 0; v < COUNT; ++v) sums[v] = load<Vector>(to + d + v * width);
+  // Unrolled, or the sums would lie in memory.
+  Vector sums[COUNT];
+#pragma GCC unroll 16
+  for (int v = 0; v < COUNT; ++v) sums[v] = from_zero ? Vector{} : load<Vector>(to + d + v * width);
   for (int i = 0; i < count; ++i) {
 #pragma GCC unroll 16
     for (int v = 0; v < COUNT; ++v) sums[v] += load<Vector>(codes[i] + d + v * width);
   }
+#pragma GCC unroll 16
   for (int v = 0; v < COUNT; ++v) store(to + d + v * width, sums[v]);
 }
 
@@ -43,19 +46,21 @@ FASTVQ_INLINE void add_codes(T* to, bool from_zero, const T* const* codes, int c
   }
 }
 
-// One stage of codes as short as LENGTH bytes: each goes where it belongs through one register. Adding it to zero takes
+// One stage of codes as short as COUNT vectors: each goes where it belongs through registers. Adding it to zero takes
 // the sign of a negative one, as every sum from zero does. Groups' indices may lie far apart, a few rows' side by side.
-template <class T, int LENGTH>
+template <class T, int LENGTH, int COUNT>
 void gather_short(const Lookup& call, int64_t first, int64_t last, IndexRange& seen) {
   typedef T Vector __attribute__((vector_size(LENGTH)));
-  constexpr int64_t ROWS = 8;
+  constexpr int64_t ROWS = 8, width = LENGTH / sizeof(T);
   const int64_t row_values = call.groups * call.dim;
   for (int64_t row = first; row < last; row += ROWS) {
     const int64_t count = last - row < ROWS ? last - row : ROWS;
     const int64_t* indices[ROWS];
-    for (int64_t i = 0; i < count; ++i)
-      indices[i] = call.indices.data + (row + i) / call.rows2 * call.indices.stride1 +
-                   (row + i) % call.rows2 * call.indices.stride2;
+    int64_t r1 = row / call.rows2, r2 = row % call.rows2;
+    for (int64_t i = 0; i < count; ++i) {
+      indices[i] = call.indices.data + r1 * call.indices.stride1 + r2 * call.indices.stride2;
+      if (++r2 == call.rows2) ++r1, r2 = 0;
+    }
     T* to = static_cast<T*>(call.out) + row * row_values;
     const T* codes = static_cast<const T*>(call.codebooks);
     for (int64_t group = 0; group < call.groups; ++group, to += call.dim, codes += call.group_stride)
@@ -63,41 +68,65 @@ void gather_short(const Lookup& call, int64_t first, int64_t last, IndexRange& s
         const int64_t code = indices[i][group * call.indices.group_stride];
         const bool inside = code >= 0 && code < call.codes;
         if (!inside) seen.include(code);
-        store(to + i * row_values, inside ? Vector{} + load<Vector>(codes + code * call.code_stride) : Vector{});
+        const T* from = codes + code * call.code_stride;
+#pragma GCC unroll 4
+        for (int v = 0; v < COUNT; ++v)
+          store(to + i * row_values + v * width, inside ? Vector{} + load<Vector>(from + v * width) : Vector{});
       }
   }
 }
 
+// Lists the codes of a row from one stage on, and returns how many they are.
+template <class T>
+FASTVQ_INLINE int list_codes(const Lookup& call, const int64_t* index, const T* codes, int64_t stages, const T** chosen,
+                             IndexRange& seen) {
+  int count = 0;
+  for (int64_t stage = 0; stage < stages; ++stage, index += call.indices.last_stride, codes += call.stage_stride) {
+    const int64_t code = *index;
+    if (code < 0 || code >= call.codes) {
+      seen.include(code);
+      continue;
+    }
+    chosen[count++] = codes + code * call.code_stride;
+  }
+  return count;
+}
+
 template <class T>
 void gather_as(const Lookup& call, int64_t first, int64_t last, IndexRange& seen) {
-  const int64_t length = call.stages == 1 && call.dim_stride == 1 ? call.dim * int64_t{sizeof(T)} : 0;
-  if (length == 16) return gather_short<T, 16>(call, first, last, seen);
-  if (length == 32) return gather_short<T, 32>(call, first, last, seen);
-  if (length == 64) return gather_short<T, 64>(call, first, last, seen);
-  const T* chosen[MOST];
-  for (int64_t row = first; row < last; ++row) {
-    const int64_t r1 = row / call.rows2, r2 = row % call.rows2;
-    for (int64_t group = 0; group < call.groups; ++group) {
-      T* to = static_cast<T*>(call.out) + (row * call.groups + group) * call.dim;
-      const int64_t* index = call.indices.data + group * call.indices.group_stride + r1 * call.indices.stride1 +
-                             r2 * call.indices.stride2;
-      const T* codes = static_cast<const T*>(call.codebooks) + group * call.group_stride;
-      bool empty = true;
-      int count = 0;
-      for (int64_t stage = 0; stage < call.stages; ++stage) {
-        const int64_t code = index[stage * call.indices.last_stride];
-        if (code < 0 || code >= call.codes) {
-          seen.include(code);
-          continue;
+  const int64_t length = call.dim * int64_t{sizeof(T)};
+  if (call.stages == 1 && call.dim_stride == 1) {
+    if (length == 16) return gather_short<T, 16, 1>(call, first, last, seen);
+    if (length == 32) return gather_short<T, 32, 1>(call, first, last, seen);
+    if (length == 64) return gather_short<T, 64, 1>(call, first, last, seen);
+    if (length == 128) return gather_short<T, 64, 2>(call, first, last, seen);
+    if (length == 256) return gather_short<T, 64, 4>(call, first, last, seen);
+  }
+  const int64_t stages = call.stages < MOST ? call.stages : MOST, row_values = call.groups * call.dim;
+  const int64_t together = LISTED / (stages > 8 ? stages : 8);
+  const T* listed[LISTED];
+  int counts[LISTED / 8];
+  for (int64_t row = first; row < last; row += together) {
+    const int64_t rows = last - row < together ? last - row : together;
+    for (int64_t group = 0; group < call.groups; ++group)
+      for (int64_t stage = 0; stage == 0 || stage < call.stages; stage += MOST) {
+        const T* codes = static_cast<const T*>(call.codebooks) + group * call.group_stride + stage * call.stage_stride;
+        const int64_t left = call.stages - stage < MOST ? call.stages - stage : MOST;
+        int64_t r1 = row / call.rows2, r2 = row % call.rows2;
+        const T** chosen = listed;
+        for (int64_t i = 0; i < rows; ++i) {
+          const int64_t* index = call.indices.data + group * call.indices.group_stride + r1 * call.indices.stride1 +
+                                 r2 * call.indices.stride2 + stage * call.indices.last_stride;
+          counts[i] = list_codes(call, index, codes, left, chosen, seen);
+          chosen += counts[i];
+          if (++r2 == call.rows2) ++r1, r2 = 0;
         }
-        chosen[count++] = codes + stage * call.stage_stride + code * call.code_stride;
-        if (count < MOST) continue;
-        add_codes(to, empty, chosen, count, call.dim, call.dim_stride);
-        empty = false;
-        count = 0;
+        T* to = static_cast<T*>(call.out) + row * row_values + group * call.dim;
+        chosen = listed;
+        for (int64_t i = 0; i < rows; chosen += counts[i], ++i, to += row_values)
+          if (stage == 0 || counts[i] > 0)
+            add_codes(to, stage == 0, chosen, counts[i], call.dim, call.dim_stride);
       }
-      if (count > 0 || empty) add_codes(to, empty, chosen, count, call.dim, call.dim_stride);
-    }
   }
 }
 

@@ -7,6 +7,8 @@ namespace fastvq::cpu {
 namespace {
 
 constexpr int64_t GROUPS_TOGETHER = 8;  // eight int64 indices are one cache line
+constexpr double MOVE_FLOPS = 8;         // to move a value takes as long as so many operations of a search
+constexpr int64_t FIND_VALUES = 16;      // and to find a code as long as to move so many values
 
 }  // namespace
 
@@ -34,7 +36,8 @@ void nearest(Nearest& call) {
 
 int64_t lookup(const Lookup& call) {
   const int64_t rows = call.rows1 * call.rows2, row_values = call.groups * call.stages * call.dim;
-  const int workers = workers_for(double(rows) * double(row_values));
+  const double codes = double(rows) * double(call.groups * call.stages);
+  const int workers = workers_for(MOVE_FLOPS * codes * double(call.dim + FIND_VALUES));
   const int64_t block = 1 + 16384 / (row_values + 1);
   const Ranges seen(workers);
   run_tasks(ceil_div(rows, block), workers, [&](int64_t task, int worker) {
@@ -46,7 +49,7 @@ int64_t lookup(const Lookup& call) {
 
 int64_t commitment_grad(const CommitmentGrad& call) {
   const int64_t rows = call.x.rows(), row_values = call.x.groups * call.x.dim;
-  const int workers = workers_for(double(rows) * double(row_values));
+  const int workers = workers_for(MOVE_FLOPS * double(rows) * double(row_values));
   const int64_t block = 1 + 16384 / (row_values + 1);
   const Ranges seen(workers);
   run_tasks(ceil_div(rows, block), workers, [&](int64_t task, int worker) {

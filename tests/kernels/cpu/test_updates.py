@@ -77,13 +77,18 @@ def test_indices_outside_are_refused(cpu, wrong, complaint):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("dim", [1, 3, 8, 17, 40])
+@pytest.mark.parametrize("dim", [1, 3, 4, 8, 16, 17, 32, 40, 64, 300])
 def test_lookup(cpu, dim, dtype):
     torch.manual_seed(dim)
-    for groups, rows, stages, codes in ((1, 0, 1, 3), (2, 1, 1, 1), (3, 41, 4, 31), (5, 9, 2, 2)):
+    for groups, rows, stages, codes in (
+        *((1, 0, 1, 3), (2, 1, 1, 1), (3, 41, 1, 7), (3, 41, 4, 31), (5, 9, 2, 2)),
+        (2, 9, 130, 3),  # more codes than are added in one go
+    ):
         codebooks = torch.randn(groups, stages, codes, dim, dtype=dtype)
         codebooks[..., 0] = -0.0
-        indices = torch.randint(-1, codes, (rows, 2, stages, groups)).permute(3, 0, 1, 2)
+        indices = torch.randint(-1, codes, (rows, 3, stages, groups)).permute(3, 0, 1, 2)
+        indices[:, ::2, 0, : stages // 2] = -1
+        indices[:, 1::2, 1, stages // 2 :] = -1
         out, expected = cpu.lookup(indices, codebooks), reference.lookup(indices, codebooks)
         assert torch.equal(out, expected)
         assert torch.equal(out.signbit(), expected.signbit())
