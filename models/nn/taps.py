@@ -6,6 +6,9 @@ With time as the slowest axis, the frames that a tap of the kernel sees are one 
 
 is a matrix product a tap, straight from the input and into the output; its gradients are two more. Frames of zero
 padding, most of what a wide dilation sees of a short sequence, are not multiplied at all.
+
+In bfloat16 the backward pass needs the rounded weight, too. It waits in memory that the weight's gradient takes over,
+of twice its size: kept by itself, it would leave holes between gradients, half the size of those.
 """
 
 from __future__ import annotations
@@ -42,8 +45,8 @@ class _TapProducts(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, offsets: tuple[int, ...], frames: int, stride: int
     ) -> Tensor:
         phases = _phases(x, stride)
-        matrices = weight if weight.dtype == x.dtype else _cast(weight, x.dtype)
-        ctx.save_for_backward(x, weight, matrices)
+        matrices, ctx.d_weight = _rounded(weight, x.dtype, ctx.needs_input_grad[1])
+        ctx.save_for_backward(x, weight)
         ctx.offsets, ctx.stride = offsets, stride
         batch, outputs = x.shape[1], weight.shape[1]
         columns, base = matrices.transpose(1, 2).unbind(), bias.to(x.dtype)
@@ -63,14 +66,21 @@ class _TapProducts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, matrices = ctx.saved_tensors
+        x, weight = ctx.saved_tensors
         frames, batch, _ = upstream.shape
         length = x.shape[0]
         phases = _phases(x, ctx.stride)
         above = upstream.contiguous().flatten(0, 1)
+        # A second pass through a graph that was kept finds that the first one gave this memory away.
+        d_weight, ctx.d_weight = ctx.d_weight, None
+        if d_weight is None:
+            matrices, d_weight = _rounded(weight, x.dtype, True)
+        else:
+            matrices = _beginning(d_weight, x.dtype)
+        if d_weight is None:
+            d_weight = torch.empty_like(weight)
         taps = matrices.unbind()
         # One tap after another is written where it belongs: in the memory order of the weight.
-        d_weight = torch.empty_like(weight)
         d_matrices = d_weight if matrices.dtype == weight.dtype else torch.empty_like(matrices)
         d_taps = d_matrices.unbind()
         d_phases: list[Tensor | None] = [None] * len(phases)
@@ -102,9 +112,22 @@ def _part(rows: Tensor, first: int, count: int, batch: int) -> Tensor:
     return rows if count * batch == len(rows) else rows[first * batch : (first + count) * batch]
 
 
-def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The taps' matrices in another dtype, each contiguous, in one pass."""
-    return torch.empty(weight.shape, dtype=dtype, device=weight.device).copy_(weight)
+def _rounded(weight: Tensor, dtype: torch.dtype, differentiable: bool) -> tuple[Tensor, Tensor | None]:
+    """The taps' matrices in another dtype, each contiguous, and the memory of the weight's gradient they lie in.
+
+    None where they do not: their dtype is that of the weight, or as wide, or nothing will be written there.
+    """
+    if weight.dtype == dtype:
+        return weight, None
+    if not differentiable or dtype.itemsize >= weight.dtype.itemsize or torch.compiler.is_compiling():
+        return torch.empty(weight.shape, dtype=dtype, device=weight.device).copy_(weight), None
+    memory = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    return _beginning(memory, dtype).copy_(weight), memory
+
+
+def _beginning(memory: Tensor, dtype: torch.dtype) -> Tensor:
+    """As many values of a narrower dtype, in the beginning of contiguous memory."""
+    return memory.view(-1).view(dtype)[: memory.numel()].view(memory.shape)
 
 
 def _phases(x: Tensor, stride: int) -> list[Tensor]:

@@ -171,3 +171,36 @@ def test_bias_gradients_are_summed_wide():
 def test_unknown_implementation_is_refused():
     with pytest.raises(ValueError, match=r"must be one of.*got 'fft'"):
         set_implementation(Conv1d(1, 1, 1), "fft")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_kept_graph_gives_the_same_bfloat16_gradients_again(case):
+    conv, _ = pair(case)
+    conv.float()
+    x = torch.randn(3, 16, 5, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = conv(x).float().square().sum()
+    inputs = [x, conv.weight, conv.bias]
+    first, second = torch.autograd.grad(loss, inputs, retain_graph=True), torch.autograd.grad(loss, inputs)
+    assert all(map(torch.equal, first, second))
+    assert first[1].abs().sum() > 0
+    conv.weight.requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = conv(x).float().square().sum()
+    (alone,) = torch.autograd.grad(loss, [x])
+    assert torch.equal(alone, first[0])
+
+
+def test_the_gradient_takes_over_the_memory_of_the_rounded_weight():
+    conv = Conv1d(4, 6, 3, padding=1, implementation="taps")
+    with torch.autocast("cpu", torch.bfloat16):
+        y = conv(torch.randn(2, 8, 4))
+    node = y.grad_fn.next_functions[0][0]
+    held = node.d_weight
+    assert held.dtype == torch.float32
+    rounded = held.flatten().view(torch.bfloat16)[: held.numel()].view(held.shape)
+    assert torch.equal(rounded, conv.weight.permute(2, 0, 1).to(torch.bfloat16))
+    address = held.data_ptr()
+    del held, rounded
+    y.float().sum().backward()
+    assert conv.weight.grad.data_ptr() == address
