@@ -56,6 +56,11 @@ def quantiles(row: Text) -> str:
     return f"{_ms(low)} to {_ms(high)}" if mapped or high > SPREAD * low else ""
 
 
+def floor_is_arithmetic(row: Text) -> bool:
+    """Whether the floor is what the op has to compute, not what it has to move."""
+    return "cop" not in row["floor_kind"]
+
+
 def share_of_floor(row: Text) -> float | None:
     """The floor over the median; above 1 where an exact result took less than float32 arithmetic could."""
     return float(row["floor_ms"]) / float(row["median_ms"]) if row["floor_ms"] else None

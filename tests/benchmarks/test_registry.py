@@ -225,6 +225,12 @@ def test_swinging_rows_are_not_counted_as_steady(tmp_path):
     assert "of 2 that computing bounds 2 agree" in compared(tmp_path, before, before)[1]
 
 
+def test_ratios_of_an_op_whose_floor_is_memory_are_not_counted_as_steady(tmp_path):
+    moved = [row() | {"floor_kind": "bytes copied"}, row("faiss", 3)]
+    computed = [row(shape="b") | {"floor_kind": "float32 multiply-adds"}, row("faiss", 3, shape="b")]
+    assert "4 ratios; of 2 that computing bounds 2 agree" in compared(tmp_path, moved + computed, moved + computed)[1]
+
+
 def test_runs_with_nothing_in_common_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no op, shape and contender in common"):
         compared(tmp_path, [row(), row("faiss")], [row(shape="b"), row("faiss", shape="b")])
