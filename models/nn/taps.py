@@ -158,11 +158,12 @@ def _runs(
 
     Taps that meet all of it come first: what they write needs no zeros beneath it.
     """
-    runs = []
+    whole, partial = [], []
     for tap, offset in enumerate(offsets):
         shift, phase = divmod(offset, stride)
         held = len(range(phase, length, stride))
         first, stop = max(0, -shift), min(frames, held - shift)
         if stop > first:
+            runs = whole if stop - first == frames else partial
             runs.append((tap, phase, first, first + shift, stop - first))
-    return tuple(sorted(runs, key=lambda run: -run[-1]))
+    return (*whole, *partial)

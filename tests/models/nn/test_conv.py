@@ -204,3 +204,13 @@ def test_the_gradient_takes_over_the_memory_of_the_rounded_weight():
     del held, rounded
     y.float().sum().backward()
     assert conv.weight.grad.data_ptr() == address
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_graph_serves_every_length(case):
+    conv, _ = pair(case)
+    torch._dynamo.reset()
+    compiled = torch.compile(conv.float(), backend="aot_eager", fullgraph=True)
+    for frames in (16, 24, 40):
+        x = torch.randn(2, frames, 5)
+        torch.testing.assert_close(compiled(x), conv(x))
