@@ -38,8 +38,8 @@ class Move(NamedTuple):
 def anchors(rows: Sequence[Text]) -> dict[tuple[str, str, str], tuple[float, bool]]:
     """(op, shape, against) -> the ratio, and whether both its times are bound by computing, of each case's last run.
 
-    A time is not where it is shown with its quantiles (:func:`fastvq.benchmarks.table.quantiles`), nor where the floor
-    is what the op has to move.
+    A time is not where it is shown with its quantiles (:func:`fastvq.benchmarks.table.quantiles`), nor where the
+    floor is what the op has to move.
     """
     found: dict[tuple[str, str, str], tuple[float, bool]] = {}
     for (op, shape), case in table.last_cases(rows).items():

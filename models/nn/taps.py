@@ -20,6 +20,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+# Tap, phase, first output, first frame of the phase, and their number.
+_Run = tuple[int, int, int, int, int]
+
 
 def tap_products(x: Tensor, weight: Tensor, bias: Tensor, offsets: Sequence[int], frames: int, stride: int) -> Tensor:
     """y[i] = bias + sum_t weight[t] x[stride i + offsets[t]].
@@ -151,14 +154,13 @@ def _join(phases: list[Tensor | None], like: Tensor) -> Tensor:
     return joined
 
 
-def _runs(
-    offsets: tuple[int, ...], frames: int, length: int, stride: int
-) -> tuple[tuple[int, int, int, int, int], ...]:
-    """For each tap that meets the sequence: tap, phase, first output, first frame of the phase, and their number.
+def _runs(offsets: tuple[int, ...], frames: int, length: int, stride: int) -> tuple[_Run, ...]:
+    """A run for each tap that meets the sequence.
 
     Taps that meet all of it come first: what they write needs no zeros beneath it.
     """
-    whole, partial = [], []
+    whole: list[_Run] = []
+    partial: list[_Run] = []
     for tap, offset in enumerate(offsets):
         shift, phase = divmod(offset, stride)
         held = len(range(phase, length, stride))

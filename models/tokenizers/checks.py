@@ -30,7 +30,8 @@ def motion(
         width: features of a frame.
         name: how messages call it.
         axes: how many axes it may have.
-        dtype: of the result, in which it has to be finite.
+        dtype: of the result, in which it has to be finite; a compiled graph, which the question would break, does not
+            ask.
 
     Raises:
         UserError: another type or shape, fewer than 4 frames, or values that are not finite.
@@ -46,8 +47,7 @@ def motion(
     if checked.is_complex():
         raise UserError(f"{name} must hold real numbers, got {checked.dtype}")
     checked = checked.to(dtype)
-    finite = checked.isfinite().all(dim=-1)
-    if not bool(finite.all()):
+    if not torch.compiler.is_compiling() and not bool((finite := checked.isfinite().all(dim=-1)).all()):
         where, form = (~finite).nonzero()[0].tolist(), str(dtype).removeprefix("torch.")
         raise UserError(
             f"{name} must be finite in {form}, but frame {where[-1]} is not ({int((~finite).sum())} such frames); "

@@ -119,6 +119,7 @@ class PoseCodeTokenizer(MotionTokenizer):
         self.pose_codebook = nn.Parameter(torch.empty(NUM_CODES, dim).uniform_(-1 / NUM_CODES, 1 / dim))
         self.register_buffer("padded_codes", torch.from_numpy(PADDED_CODES.copy()), persistent=False)
 
+    @torch.compiler.disable(reason="poses are parsed with NumPy")
     @torch.no_grad()
     def read_codes(self, features: Tensor) -> Tensor:
         """The bins of every ``downsample``-th frame, from the first on."""

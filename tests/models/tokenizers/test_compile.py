@@ -1,0 +1,33 @@
+"""torch.compile of whole tokenizers, at more than one length."""
+
+import pytest
+import torch
+
+from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE, MotionVQVAEConfig
+from fastvq.models.tokenizers.pgr2m import PGR2MConfig, PGR2MTokenizer
+from fastvq.models.tokenizers.pose_residual_vqvae import PoseResidualVQVAE, PoseResidualVQVAEConfig
+from fastvq.models.tokenizers.residual_vqvae import ResidualVQVAE, ResidualVQVAEConfig
+
+# Pose codes are read off the motion with NumPy, between two graphs.
+CASES = [
+    (MotionVQVAE, MotionVQVAEConfig, torch.float32, True),
+    (MotionVQVAE, MotionVQVAEConfig, torch.bfloat16, True),
+    (ResidualVQVAE, ResidualVQVAEConfig, torch.float32, True),
+    (PoseResidualVQVAE, PoseResidualVQVAEConfig, torch.float32, False),
+    (PGR2MTokenizer, PGR2MConfig, torch.float32, False),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings", "precision", "whole"), CASES)
+def test_compiled_tokenizers_give_the_same_at_every_length(kind, settings, precision, whole):
+    torch.manual_seed(0)
+    config = settings(width=16, depth=1)
+    model = kind(config, mean=torch.zeros(config.input_dim), std=torch.ones(config.input_dim)).eval()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=whole)
+    for frames in (16, 32, 40):
+        motion = torch.randn(2, frames, config.input_dim)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            (found, tokens), (expected, wanted) = compiled(motion), model(motion)
+        assert torch.equal(tokens, wanted)
+        torch.testing.assert_close(found, expected)
