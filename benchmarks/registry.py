@@ -76,7 +76,8 @@ def _ema_bytes(shape: Shape) -> int:
 
 
 def _lookup_bytes(shape: Shape) -> int:
-    return _rows(shape) + _indices(shape) + _codes(shape)
+    """Indices in, rows out, and of the codes those that rows can choose at the most."""
+    return _rows(shape) + _indices(shape) + _codes(shape) * min(shape.N, shape.K) // shape.K
 
 
 def _kmeans_operations(shape: Shape) -> int:
