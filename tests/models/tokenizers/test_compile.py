@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fastvq.models.tokenizers.heatmap_vqgan import HeatmapVQGAN, HeatmapVQGANConfig
 from fastvq.models.tokenizers.motion_vqvae import MotionVQVAE, MotionVQVAEConfig
 from fastvq.models.tokenizers.pgr2m import PGR2MConfig, PGR2MTokenizer
 from fastvq.models.tokenizers.pose_residual_vqvae import PoseResidualVQVAE, PoseResidualVQVAEConfig
@@ -31,3 +32,18 @@ def test_compiled_tokenizers_give_the_same_at_every_length(kind, settings, preci
             (found, tokens), (expected, wanted) = compiled(motion), model(motion)
         assert torch.equal(tokens, wanted)
         torch.testing.assert_close(found, expected)
+
+
+def test_the_compiled_heatmap_tokenizer_gives_the_same():
+    torch.manual_seed(0)
+    config = HeatmapVQGANConfig(
+        frames=16, size=32, channels=(8,) * 5, latent_channels=8, code_dim=8, norm_groups=4, codebook_size=32
+    )
+    model = HeatmapVQGAN(config).eval()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    heatmaps = torch.rand(1, 3, 16, 32, 32)
+    with torch.no_grad():
+        found, expected = compiled(heatmaps), model(heatmaps)
+    assert torch.equal(found.indices, expected.indices)
+    torch.testing.assert_close(found.heatmaps, expected.heatmaps)
