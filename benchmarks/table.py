@@ -57,7 +57,7 @@ def quantiles(row: Text) -> str:
 
 
 def floor_is_arithmetic(row: Text) -> bool:
-    """Whether the floor is what the op has to compute, not what it has to move."""
+    """Whether the floor is not what the op has to move."""
     return "cop" not in row["floor_kind"]
 
 

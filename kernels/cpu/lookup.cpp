@@ -68,7 +68,7 @@ void gather_short(const Lookup& call, int64_t first, int64_t last, IndexRange& s
         const int64_t code = indices[i][group * call.indices.group_stride];
         const bool inside = code >= 0 && code < call.codes;
         if (!inside) seen.include(code);
-        const T* from = codes + code * call.code_stride;
+        const T* from = codes + (inside ? code * call.code_stride : 0);
 #pragma GCC unroll 4
         for (int v = 0; v < COUNT; ++v)
           store(to + i * row_values + v * width, inside ? Vector{} + load<Vector>(from + v * width) : Vector{});

@@ -7,8 +7,9 @@ With time as the slowest axis, the frames that a tap of the kernel sees are one 
 is a matrix product a tap, straight from the input and into the output; its gradients are two more. Frames of zero
 padding, most of what a wide dilation sees of a short sequence, are not multiplied at all.
 
-In bfloat16 the backward pass needs the rounded weight, too. It waits in memory that the weight's gradient takes over,
-of twice its size: kept by itself, it would leave holes between gradients, half the size of those.
+In bfloat16 the backward pass needs the rounded weight, too. Where a parameter has no gradient yet, it waits in memory
+that the gradient takes over, of twice its size: kept by itself, it would leave holes between gradients, half the size
+of those.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ class _TapProducts(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, offsets: tuple[int, ...], frames: int, stride: int
     ) -> Tensor:
         phases = _phases(x, stride)
-        matrices, ctx.d_weight = _rounded(weight, x.dtype, ctx.needs_input_grad[1])
-        ctx.save_for_backward(x, weight)
-        ctx.offsets, ctx.stride = offsets, stride
+        matrices = weight if weight.dtype == x.dtype else _rounded(weight, x.dtype, ctx.needs_input_grad[1])
+        ctx.save_for_backward(x, weight, matrices)
+        ctx.offsets, ctx.stride, ctx.given = offsets, stride, False
         batch, outputs = x.shape[1], weight.shape[1]
         columns, base = matrices.transpose(1, 2).unbind(), bias.to(x.dtype)
         y = None
@@ -69,19 +70,18 @@ class _TapProducts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        x, weight, matrices = ctx.saved_tensors
         frames, batch, _ = upstream.shape
         length = x.shape[0]
         phases = _phases(x, ctx.stride)
         above = upstream.contiguous().flatten(0, 1)
-        # A second pass through a graph that was kept finds that the first one gave this memory away.
-        d_weight, ctx.d_weight = ctx.d_weight, None
-        if d_weight is None:
-            matrices, d_weight = _rounded(weight, x.dtype, True)
-        else:
-            matrices = _beginning(d_weight, x.dtype)
+        d_weight = _memory_around(matrices, weight)
+        if d_weight is not None and ctx.given:  # by an earlier pass through a graph that is kept
+            matrices, d_weight = weight.to(x.dtype), None
         if d_weight is None:
             d_weight = torch.empty_like(weight)
+        else:
+            ctx.given = True
         taps = matrices.unbind()
         # One tap after another is written where it belongs: in the memory order of the weight.
         d_matrices = d_weight if matrices.dtype == weight.dtype else torch.empty_like(matrices)
@@ -115,22 +115,29 @@ def _part(rows: Tensor, first: int, count: int, batch: int) -> Tensor:
     return rows if count * batch == len(rows) else rows[first * batch : (first + count) * batch]
 
 
-def _rounded(weight: Tensor, dtype: torch.dtype, differentiable: bool) -> tuple[Tensor, Tensor | None]:
-    """The taps' matrices in another dtype, each contiguous, and the memory of the weight's gradient they lie in.
-
-    None where they do not: their dtype is that of the weight, or as wide, or nothing will be written there.
-    """
-    if weight.dtype == dtype:
-        return weight, None
-    if not differentiable or dtype.itemsize >= weight.dtype.itemsize or torch.compiler.is_compiling():
-        return torch.empty(weight.shape, dtype=dtype, device=weight.device).copy_(weight), None
-    memory = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
-    return _beginning(memory, dtype).copy_(weight), memory
+def _rounded(weight: Tensor, dtype: torch.dtype, differentiable: bool) -> Tensor:
+    """The taps' matrices in another dtype, each contiguous; in memory for the gradient where that will take it."""
+    numbers = weight.numel()
+    if differentiable and not torch.compiler.is_compiling() and _takes_gradient_as_it_is(weight):
+        numbers *= max(1, weight.dtype.itemsize // dtype.itemsize)
+    memory = torch.empty(numbers, dtype=dtype, device=weight.device)
+    return memory[: weight.numel()].view(weight.shape).copy_(weight)
 
 
-def _beginning(memory: Tensor, dtype: torch.dtype) -> Tensor:
-    """As many values of a narrower dtype, in the beginning of contiguous memory."""
-    return memory.view(-1).view(dtype)[: memory.numel()].view(memory.shape)
+def _takes_gradient_as_it_is(weight: Tensor) -> bool:
+    """Whether it is a parameter without a gradient, as it lies in memory."""
+    parameter = weight._base if weight._is_view() else weight
+    return weight.is_contiguous() and parameter is not None and parameter.is_leaf and parameter.grad is None
+
+
+def _memory_around(matrices: Tensor, weight: Tensor) -> Tensor | None:
+    """The memory that rounded matrices lie in, as a tensor like the weight; None where it is theirs alone."""
+    if matrices.dtype == weight.dtype or torch.compiler.is_compiling() or not weight.is_contiguous():
+        return None
+    storage = matrices.untyped_storage()
+    if matrices.storage_offset() or storage.nbytes() < weight.nbytes or not weight.nbytes:
+        return None
+    return torch.empty(0, dtype=weight.dtype, device=weight.device).set_(storage, 0, weight.shape, weight.stride())
 
 
 def _phases(x: Tensor, stride: int) -> list[Tensor]:
@@ -163,7 +170,7 @@ def _runs(offsets: tuple[int, ...], frames: int, length: int, stride: int) -> tu
     partial: list[_Run] = []
     for tap, offset in enumerate(offsets):
         shift, phase = divmod(offset, stride)
-        held = len(range(phase, length, stride))
+        held = (length - phase + stride - 1) // stride  # not of a range, whose length a compiled graph would fix
         first, stop = max(0, -shift), min(frames, held - shift)
         if stop > first:
             runs = whole if stop - first == frames else partial

@@ -31,7 +31,7 @@ def motion(
         name: how messages call it.
         axes: how many axes it may have.
         dtype: of the result, in which it has to be finite; a compiled graph, which the question would break, does not
-            ask.
+            ask, and decodes a row with such a value to others that are not finite.
 
     Raises:
         UserError: another type or shape, fewer than 4 frames, or values that are not finite.

@@ -34,6 +34,27 @@ MOST_STAGES = 8
 POSE_SIZES = tuple(category.size for category in CATEGORIES)
 
 
+def _parse(features: np.ndarray, mean: Tensor) -> PoseCodes:
+    """(T, C) features; ``mean``, a row of those of the training, tells the sides."""
+    return parse_features(features, exchanged=sides_exchanged(mean[None].float().cpu().numpy()))
+
+
+# NumPy parses poses; as an op it is one node of a compiled graph.
+torch.library.define("fastvq_models::pose_bins", "(Tensor features, Tensor mean) -> Tensor")
+
+
+@torch.library.impl("fastvq_models::pose_bins", "CompositeExplicitAutograd")
+def _pose_bins(features: Tensor, mean: Tensor) -> Tensor:
+    """(B, T, C) -> the bin of each category, (B, T, 70) int64 on the device of the features."""
+    bins = _parse(features.float().flatten(0, 1).cpu().numpy(), mean).bins
+    return torch.from_numpy(bins).view(*features.shape[:2], NUM_CATEGORIES).to(features.device)
+
+
+@torch.library.register_fake("fastvq_models::pose_bins")
+def _(features: Tensor, mean: Tensor) -> Tensor:
+    return features.new_empty((*features.shape[:2], NUM_CATEGORIES), dtype=torch.int64)
+
+
 @dataclass(frozen=True)
 class PoseCodeConfig(TokenizerConfig):
     """Sizes of a :class:`PoseCodeTokenizer`.
@@ -119,13 +140,11 @@ class PoseCodeTokenizer(MotionTokenizer):
         self.pose_codebook = nn.Parameter(torch.empty(NUM_CODES, dim).uniform_(-1 / NUM_CODES, 1 / dim))
         self.register_buffer("padded_codes", torch.from_numpy(PADDED_CODES.copy()), persistent=False)
 
-    @torch.compiler.disable(reason="poses are parsed with NumPy")
-    @torch.no_grad()
     def read_codes(self, features: Tensor) -> Tensor:
         """The bins of every ``downsample``-th frame, from the first on."""
-        frames = features[:, :: self.config.downsample].detach().float().cpu()
-        bins = self.parse(frames.flatten(0, 1).numpy()).bins
-        return torch.from_numpy(bins).view(*frames.shape[:2], NUM_CATEGORIES).to(features.device)
+        frames = features[:, :: self.config.downsample].detach()
+        bins: Tensor = torch.ops.fastvq_models.pose_bins.default(frames, self.mean)
+        return bins
 
     def parse(self, features: np.ndarray) -> PoseCodes:
         """The pose codes of every frame, (T, C) features, not normalised.
@@ -135,7 +154,7 @@ class PoseCodeTokenizer(MotionTokenizer):
         Raises:
             UserError: as :meth:`fastvq.models.motion.pose_codes.PoseParser.parse`.
         """
-        return parse_features(features, exchanged=sides_exchanged(self.mean[None].float().cpu().numpy()))
+        return _parse(features, self.mean)
 
     def pose_codes(self, tokens: Tensor) -> PoseCodes:
         """The pose codes in (S, T') tokens of one motion, numbered among all 392.

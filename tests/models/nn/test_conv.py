@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from fastvq.models import storage
 from fastvq.models.nn.conv import Conv1d, UpConv1d, set_implementation
@@ -191,19 +192,50 @@ def test_a_kept_graph_gives_the_same_bfloat16_gradients_again(case):
     assert torch.equal(alone, first[0])
 
 
-def test_the_gradient_takes_over_the_memory_of_the_rounded_weight():
-    conv = Conv1d(4, 6, 3, padding=1, implementation="taps")
+def saved_weight(conv):
+    """Of a forward pass in bfloat16: the loss, and the rounded weight that waits for the backward pass."""
     with torch.autocast("cpu", torch.bfloat16):
         y = conv(torch.randn(2, 8, 4))
-    node = y.grad_fn.next_functions[0][0]
-    held = node.d_weight
-    assert held.dtype == torch.float32
-    rounded = held.flatten().view(torch.bfloat16)[: held.numel()].view(held.shape)
+    *_, rounded = y.grad_fn.next_functions[0][0].saved_tensors
     assert torch.equal(rounded, conv.weight.permute(2, 0, 1).to(torch.bfloat16))
-    address = held.data_ptr()
-    del held, rounded
-    y.float().sum().backward()
-    assert conv.weight.grad.data_ptr() == address
+    return y.float().sum(), rounded
+
+
+def test_the_gradient_takes_over_the_memory_of_the_rounded_weight():
+    conv = Conv1d(4, 6, 3, padding=1, implementation="taps")
+    loss, rounded = saved_weight(conv)
+    address, size = rounded.data_ptr(), rounded.untyped_storage().nbytes()
+    del rounded
+    loss.backward()
+    assert (conv.weight.grad.data_ptr(), size) == (address, 4 * conv.weight.numel())
+    _, rounded = saved_weight(conv)  # where a gradient is already, it takes no more than it needs
+    assert rounded.untyped_storage().nbytes() == 2 * conv.weight.numel()
+
+
+def test_a_weight_in_another_order_keeps_its_gradient_in_that_order():
+    conv = Conv1d(4, 6, 3, padding=1)
+    loss, rounded = saved_weight(conv)
+    assert rounded.untyped_storage().nbytes() == 2 * conv.weight.numel()
+    (gradient,) = torch.autograd.grad(loss, [conv.weight])
+    assert gradient.stride() == conv.weight.stride()
+
+
+def test_a_checkpoint_keeps_no_rounded_weight_and_gives_the_same_gradients():
+    conv, x = Conv1d(4, 6, 3, padding=1, implementation="taps"), torch.randn(2, 8, 4)
+    kept = []
+
+    def pack(tensor):
+        kept.append(tensor.dtype)
+        return tensor.clone()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = torch.autograd.grad(conv(x).float().sum(), [conv.weight])
+        found = torch.autograd.grad(checkpoint(conv, x, use_reentrant=False).float().sum(), [conv.weight])
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            packed = torch.autograd.grad(conv(x).float().sum(), [conv.weight])
+    assert torch.equal(*expected, *found)
+    assert torch.equal(*expected, *packed)
+    assert kept.count(torch.bfloat16) == 2  # the input and the rounded weight
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -211,6 +243,10 @@ def test_one_graph_serves_every_length(case):
     conv, _ = pair(case)
     torch._dynamo.reset()
     compiled = torch.compile(conv.float(), backend="aot_eager", fullgraph=True)
-    for frames in (16, 24, 40):
+    graphs = []
+    for frames in (16, 24, 40, 18, 26, 48):
         x = torch.randn(2, frames, 5)
         torch.testing.assert_close(compiled(x), conv(x))
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    # One for any length; another where every second frame is read, or where whole taps read beside short sequences.
+    assert graphs[-1] - graphs[0] <= 2
