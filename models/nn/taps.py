@@ -51,7 +51,9 @@ class _TapProducts(torch.autograd.Function):
         phases = _phases(x, stride)
         matrices = weight if weight.dtype == x.dtype else _rounded(weight, x.dtype, ctx.needs_input_grad[1])
         ctx.save_for_backward(x, weight, matrices)
-        ctx.offsets, ctx.stride, ctx.given = offsets, stride, False
+        ctx.offsets, ctx.stride = offsets, stride
+        # Where it lies; hooks may bring a copy instead, in memory of theirs.
+        ctx.address = 0 if torch.compiler.is_compiling() else matrices.data_ptr()
         batch, outputs = x.shape[1], weight.shape[1]
         columns, base = matrices.transpose(1, 2).unbind(), bias.to(x.dtype)
         y = None
@@ -76,12 +78,12 @@ class _TapProducts(torch.autograd.Function):
         phases = _phases(x, ctx.stride)
         above = upstream.contiguous().flatten(0, 1)
         d_weight = _memory_around(matrices, weight)
-        if d_weight is not None and ctx.given:  # by an earlier pass through a graph that is kept
-            matrices, d_weight = weight.to(x.dtype), None
-        if d_weight is None:
-            d_weight = torch.empty_like(weight)
+        if d_weight is not None and matrices.data_ptr() == ctx.address:
+            ctx.address = 0
         else:
-            ctx.given = True
+            if d_weight is not None:  # perhaps a gradient's since an earlier pass through a graph that is kept
+                matrices = weight.to(x.dtype)
+            d_weight = torch.empty_like(weight)
         taps = matrices.unbind()
         # One tap after another is written where it belongs: in the memory order of the weight.
         d_matrices = d_weight if matrices.dtype == weight.dtype else torch.empty_like(matrices)
@@ -135,7 +137,7 @@ def _memory_around(matrices: Tensor, weight: Tensor) -> Tensor | None:
     if matrices.dtype == weight.dtype or torch.compiler.is_compiling() or not weight.is_contiguous():
         return None
     storage = matrices.untyped_storage()
-    if matrices.storage_offset() or storage.nbytes() < weight.nbytes or not weight.nbytes:
+    if matrices.storage_offset() or storage.nbytes() != weight.nbytes or not weight.nbytes:
         return None
     return torch.empty(0, dtype=weight.dtype, device=weight.device).set_(storage, 0, weight.shape, weight.stride())
 
