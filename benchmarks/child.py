@@ -47,10 +47,9 @@ class Child:
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
-            with contextlib.suppress(subprocess.TimeoutExpired, BrokenPipeError):
-                self._process.communicate(timeout=PATIENCE)
-        finally:  # after an interrupt it may be in the midst of an answer
-            self._process.kill()
-            with contextlib.suppress(BrokenPipeError), self._process:
-                pass  # closes its pipes and waits
+        with contextlib.suppress(BrokenPipeError), self._process:  # which closes the pipes and waits
+            try:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.communicate(timeout=PATIENCE)
+            finally:  # after an interrupt it may be in the midst of an answer
+                self._process.kill()

@@ -38,13 +38,12 @@ class Move(NamedTuple):
 def anchors(rows: Sequence[Text]) -> dict[tuple[str, str, str], tuple[float, bool]]:
     """(op, shape, against) -> the ratio, and whether both its times are bound by computing, of each case's last run.
 
-    A time is not where it is shown with its quantiles (:func:`fastvq.benchmarks.table.quantiles`), nor where the
-    floor is what the op has to move.
+    A time is not where it is shown with its quantiles (:func:`fastvq.benchmarks.table.quantiles`).
     """
     found: dict[tuple[str, str, str], tuple[float, bool]] = {}
     for (op, shape), case in table.last_cases(rows).items():
         ours = case[0]
-        still = not table.quantiles(ours) and table.floor_is_arithmetic(ours)
+        still = not table.quantiles(ours)
         share = table.share_of_floor(ours)
         if share is not None:
             found[op, shape, "floor"] = (share, still)

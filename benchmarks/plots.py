@@ -17,6 +17,7 @@ from fastvq.benchmarks.measured import (
     Measured,
     unit_cost,
 )
+from fastvq.benchmarks.rows import MOVED
 from fastvq.benchmarks.shapes import Shape
 from fastvq.models.rendering.bars import TIMES, Factor, factor_chart, stack_chart
 from fastvq.models.rendering.charts import Series, line_chart
@@ -151,7 +152,7 @@ def roofs(rows: Sequence[Measured]) -> tuple[dict[str, float], float]:
     floors = [(row, row.floor_ms) for row in rows if row.op in SEARCHES and row.floor_ms]
     rates, traffic = {}, 0.0
     for row, floor in floors:
-        if "cop" in row.floor_kind:
+        if row.floor_kind == MOVED:
             traffic = max(traffic, 1e3 * row.shape.io_bytes / floor)
         else:
             rates[row.floor_kind] = max(rates.get(row.floor_kind, 0.0), 1e3 * row.shape.operations / floor)

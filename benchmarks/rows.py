@@ -19,6 +19,7 @@ from fastvq.benchmarks.shapes import Shape
 from fastvq.benchmarks.timing import Timing
 
 SCHEMA = "fastvq-bench/1"
+MOVED = "bytes copied"  # the floor of what memory bounds
 
 
 @dataclass(frozen=True)

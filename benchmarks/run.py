@@ -26,7 +26,7 @@ import fastvq
 from fastvq.benchmarks import compare, machine, peers, registry, resident, table
 from fastvq.benchmarks.contest import Call, Contest
 from fastvq.benchmarks.registry import Case
-from fastvq.benchmarks.rows import Row, as_text, check_rows_file, read_rows, timed, write_rows
+from fastvq.benchmarks.rows import MOVED, Row, as_text, check_rows_file, read_rows, timed, write_rows
 from fastvq.benchmarks.shapes import Shape
 from fastvq.benchmarks.timing import Measure, Timing, event_measure, interleave, wall_ms
 
@@ -66,7 +66,7 @@ def floor(case: Case, device: str) -> tuple[float | None, str]:
         what = f"{PRODUCTS} float16 products"
     moved = 1e3 * size / copy
     computed = 1e3 * operations / rate if rate else 0.0
-    return (computed, what) if computed > moved else (moved, "bytes copied")
+    return (computed, what) if computed > moved else (moved, MOVED)
 
 
 def run_case(case: Case, settings: Settings = Settings(), *, measure: Measure = wall_ms) -> list[Row]:  # noqa: B008

@@ -35,7 +35,7 @@ from fastvq.benchmarks import machine, peers
 from fastvq.benchmarks.measured import SCALING, unit_cost
 from fastvq.benchmarks.nearest import excess
 from fastvq.benchmarks.resident import peak_growth
-from fastvq.benchmarks.rows import Row, timed, write_rows
+from fastvq.benchmarks.rows import MOVED, Row, timed, write_rows
 from fastvq.benchmarks.shapes import Shape, make_data
 from fastvq.benchmarks.timing import Elapsed, interleave
 from fastvq.clustering import kmeans_stream
@@ -225,7 +225,7 @@ def floor(axis: Axis, shape: Shape) -> tuple[float | None, str]:
     rate = machine.fma_rate()
     computed = 1e3 * passes * shape.operations / rate if rate else 0.0
     moved = 1e3 * passes * shape.io_bytes / machine.copy_rate(shape.io_bytes)
-    return (computed, "float32 multiply-adds") if computed > moved else (moved, "bytes copied")
+    return (computed, "float32 multiply-adds") if computed > moved else (moved, MOVED)
 
 
 def growth(costs: Sequence[float]) -> float:

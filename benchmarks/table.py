@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastvq.benchmarks import peers
+from fastvq.benchmarks.rows import MOVED
 
 Text = Mapping[str, str]
 # The C library maps blocks above this anew for every call (glibc's largest threshold), and each page of them faults
@@ -17,8 +18,8 @@ MAPPED_MIB = 32
 SPREAD = 1.15  # of the quantiles, above which they are shown
 EVEN = 1.1  # a ratio below this is no win
 LEGEND = (
-    "ms: median of turns, the fastest call of each, with quantiles where they spread. x ours: that over the first "
-    "line's. floor: share of it that the machine needs at least (float32 multiply-adds or bytes). MiB: "
+    "ms: median of turns, the fastest call of each, with quantiles where memory decides or they spread. x ours: that "
+    "over the first line's. floor: share of it that the machine needs at least (float32 multiply-adds or bytes). MiB: "
     "peak memory of a call, results included. wrong: rows that differ from what is right."
 )
 
@@ -50,15 +51,10 @@ def ratios(rows: Sequence[Text]) -> dict[str, float]:
 
 
 def quantiles(row: Text) -> str:
-    """The 20 % and 80 % quantiles where one number would say too little, else nothing."""
+    """The 20 % and 80 % quantiles where memory decides or they spread; else nothing, since the median says enough."""
     low, high = float(row["p20_ms"]), float(row["p80_ms"])
-    mapped = row["peak_mib"] and float(row["peak_mib"]) > MAPPED_MIB
-    return f"{_ms(low)} to {_ms(high)}" if mapped or high > SPREAD * low else ""
-
-
-def floor_is_arithmetic(row: Text) -> bool:
-    """Whether the floor is not what the op has to move."""
-    return "cop" not in row["floor_kind"]
+    memory = row["floor_kind"] == MOVED or (row["peak_mib"] and float(row["peak_mib"]) > MAPPED_MIB)
+    return f"{_ms(low)} to {_ms(high)}" if memory or high > SPREAD * low else ""
 
 
 def share_of_floor(row: Text) -> float | None:

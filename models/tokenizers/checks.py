@@ -47,7 +47,8 @@ def motion(
     if checked.is_complex():
         raise UserError(f"{name} must hold real numbers, got {checked.dtype}")
     checked = checked.to(dtype)
-    if not torch.compiler.is_compiling() and not bool((finite := checked.isfinite().all(dim=-1)).all()):
+    finite = checked.isfinite().all(dim=-1)
+    if not torch.compiler.is_compiling() and not bool(finite.all()):
         where, form = (~finite).nonzero()[0].tolist(), str(dtype).removeprefix("torch.")
         raise UserError(
             f"{name} must be finite in {form}, but frame {where[-1]} is not ({int((~finite).sum())} such frames); "

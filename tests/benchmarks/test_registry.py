@@ -15,7 +15,7 @@ pytest.importorskip("vector_quantize_pytorch", reason="the peer is in the bench 
 
 from fastvq import functional as F
 from fastvq.benchmarks import compare, gate, machine, peers, registry, resident, run, table
-from fastvq.benchmarks.rows import COLUMNS, as_text, read_rows
+from fastvq.benchmarks.rows import COLUMNS, MOVED, as_text, read_rows
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -226,9 +226,10 @@ def test_swinging_rows_are_not_counted_as_steady(tmp_path):
 
 
 def test_ratios_of_an_op_whose_floor_is_memory_are_not_counted_as_steady(tmp_path):
-    moved = [row() | {"floor_kind": "bytes copied"}, row("faiss", 3)]
-    computed = [row(shape="b") | {"floor_kind": "float32 multiply-adds"}, row("faiss", 3, shape="b")]
+    moved = [case | {"floor_kind": MOVED} for case in (row(), row("faiss", 3))]
+    computed = [row(shape="b"), row("faiss", 3, shape="b")]
     assert "4 ratios; of 2 that computing bounds 2 agree" in compared(tmp_path, moved + computed, moved + computed)[1]
+    assert table.quantiles(moved[1]) == "3 to 3"
 
 
 def test_runs_with_nothing_in_common_are_refused(tmp_path):
