@@ -19,8 +19,8 @@ SPREAD = 1.15  # of the quantiles, above which they are shown
 EVEN = 1.1  # a ratio below this is no win
 LEGEND = (
     "ms: median of turns, the fastest call of each, with quantiles where memory decides or they spread. x ours: that "
-    "over the first line's. floor: share of it that the machine needs at least (float32 multiply-adds or bytes). MiB: "
-    "peak memory of a call, results included. wrong: rows that differ from what is right."
+    "over the first line's. floor: share of it that the machine needs at least (float32 multiply-adds or bytes). "
+    "MiB: peak memory of a call, results included. wrong: rows that differ from what is right."
 )
 
 
