@@ -82,46 +82,56 @@ static double pack_pairs(const PreparedCodes& call, int64_t group, int64_t panel
   return largest_square;
 }
 
-// One tile: the first TILE of `count` rows (the last one again where they are fewer) as pairs, d-major, their squares
-// and those of what rounding took.
-static void pack_pair_tile(const float* const* rows, int count, int64_t dim, float scale, const float* shift,
-                           float* tile, float* squares, float* roundings) {
-  static_assert(TILE <= LANES);
-  const int64_t depth = (dim + 1) / 2;
-  Floats square[LANES] = {}, lost[LANES] = {};
-  for (int64_t d0 = 0; d0 < dim; d0 += PAIRED) {
-    Floats pairs[LANES] = {};
-#pragma GCC unroll 16
-    for (int r = 0; r < TILE; ++r) {
-      const PairedValues y(rows[r < count ? r : count - 1], d0, dim, splat(scale), shift);
-      // The next tile's rows are fetched meanwhile: they come from memory.
-      __builtin_prefetch(rows[r + TILE < count ? r + TILE : count - 1] + d0);
-      __builtin_prefetch(rows[r + TILE < count ? r + TILE : count - 1] + d0 + LANES);
-      pairs[r] = _mm512_castsi512_ps(y.pairs);
-      square[r] += y.values[0] * y.values[0] + y.values[1] * y.values[1];
-      lost[r] += y.lost[0] * y.lost[0] + y.lost[1] * y.lost[1];
-    }
-    transpose(pairs);
-    // Each store covers the start of the next row of the tile, which is written after it.
-    for (int i = 0; i < LANES && d0 / 2 + i < depth; ++i) store(tile + (d0 / 2 + i) * TILE, pairs[i]);
-  }
-  for (int r = 0; r < TILE; ++r) {
-    squares[r] = sum(square[r]);
-    roundings[r] = sum(lost[r]);
-  }
-}
-
-// The pass over pairs, for search_panels.
+// The pass over pairs.
 struct Pairs {
-  static FASTVQ_INLINE void add_products(const float* tile, const float* codes, Floats (&score)[TILE][VECTORS]) {
-    __m512bh c[VECTORS];
-#pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) c[v] = (__m512bh)load<Floats>(codes + v * LANES);
+  static constexpr Format FORMAT = PAIRS;
+  static constexpr int64_t VALUES = 2;
+  static constexpr int TILE_HEADER = 0;
+
+  // Sets `roundings` to the squares of what rounding took.
+  static void pack_tile(const Nearest& call, int64_t group, const float* const* rows, int count, float* tile,
+                        float* squares, float* roundings) {
+    static_assert(TILE <= LANES);
+    const int64_t dim = call.x.dim, depth = ceil_div(dim, 2);
+    const Floats scale = splat(call.groups[group].row_scale);
+    const float* shift = call.row_shift + group * call.width;
+    Floats square[LANES] = {}, lost[LANES] = {};
+    for (int64_t d0 = 0; d0 < dim; d0 += PAIRED) {
+      Floats pairs[LANES] = {};
 #pragma GCC unroll 16
+      for (int r = 0; r < TILE; ++r) {
+        const PairedValues y(rows[r < count ? r : count - 1], d0, dim, scale, shift);
+        // The next tile's rows are fetched meanwhile: they come from memory.
+        __builtin_prefetch(rows[r + TILE < count ? r + TILE : count - 1] + d0);
+        __builtin_prefetch(rows[r + TILE < count ? r + TILE : count - 1] + d0 + LANES);
+        pairs[r] = _mm512_castsi512_ps(y.pairs);
+        square[r] += y.values[0] * y.values[0] + y.values[1] * y.values[1];
+        lost[r] += y.lost[0] * y.lost[0] + y.lost[1] * y.lost[1];
+      }
+      transpose(pairs);
+      // Each store covers the start of the next row of the tile, which is written after it.
+      for (int i = 0; i < LANES && d0 / 2 + i < depth; ++i) store(tile + (d0 / 2 + i) * TILE, pairs[i]);
+    }
     for (int r = 0; r < TILE; ++r) {
-      const auto x = (__m512bh)_mm512_set1_ps(tile[r]);
+      squares[r] = sum(square[r]);
+      roundings[r] = sum(lost[r]);
+    }
+  }
+
+  static FASTVQ_INLINE void score_panel(int64_t depth, const float* tile, const float* panel,
+                                        Floats (&score)[TILE][VECTORS]) {
+    start_from_biases(panel, score);
+    for (int64_t d = 0; d < depth; ++d, tile += TILE) {
+      panel += PANEL;
+      __m512bh c[VECTORS];
 #pragma GCC unroll 4
-      for (int v = 0; v < VECTORS; ++v) score[r][v] = _mm512_dpbf16_ps(score[r][v], x, c[v]);
+      for (int v = 0; v < VECTORS; ++v) c[v] = (__m512bh)load<Floats>(panel + v * LANES);
+#pragma GCC unroll 16
+      for (int r = 0; r < TILE; ++r) {
+        const auto x = (__m512bh)_mm512_set1_ps(tile[r]);
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) score[r][v] = _mm512_dpbf16_ps(score[r][v], x, c[v]);
+      }
     }
   }
 };

@@ -31,15 +31,19 @@ SOURCES = Path(__file__).resolve().parent
 # Files compiled for any processor, and those compiled for each instruction set.
 ONCE = ("ops", "parallel", "isa", "prepared", "schedule", "order", "stack", "kept")
 PER_ISA = ("search", "topk", "oracle", "segment", "lookup", "ema", "residual", "residual_sum", "commitment")
+AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"]
+AVX512_NEEDS = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"}
 ISA_FLAGS = {  # widest first
-    "avx512bf16": ["-mavx512bf16", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"],
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"],
+    "avx512bf16": ["-mavx512bf16", "-mavx512vnni", *AVX512_FLAGS],
+    "avx512vnni": ["-mavx512vnni", *AVX512_FLAGS],
+    "avx512": AVX512_FLAGS,
     "avx2": ["-mavx2", "-mfma"],
     "portable": [],
 }
 ISA_NEEDS = {
-    "avx512bf16": {"avx512_bf16", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"},
-    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"},
+    "avx512bf16": {"avx512_bf16", "avx512_vnni", *AVX512_NEEDS},
+    "avx512vnni": {"avx512_vnni", *AVX512_NEEDS},
+    "avx512": AVX512_NEEDS,
     "avx2": {"avx2", "fma"},
     "portable": set(),
 }

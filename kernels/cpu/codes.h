@@ -1,7 +1,8 @@
 // Prepares a codebook for the coarse pass: reads, centres, packs and bounds it (see nearest.h).
 //
 // Packed codes lie in panels of PANEL codes side by side: their biases -|e^|^2/2 (minus infinity where a code is left
-// out), then one row of entries per d. A panel's last codes and last entries may be padding.
+// out), what else the format has in its header, then rows of entries, one per d in float32. A panel's last codes and
+// last entries may be padding.
 #pragma once
 
 #include <cmath>
@@ -24,7 +25,7 @@ constexpr int TILE = 4, VECTORS = 3;
 #endif
 constexpr int PANEL = VECTORS * LANES;
 
-enum Second : int32_t { NONE, BUSY, SAME, OWN };  // the second level's codes: SAME as the first level's, or its OWN
+enum Made : int32_t { NONE, BUSY, SAME, OWN };  // the codes of a later level: the SAME as the first one's, or its OWN
 
 template <class T>
 static void read_codes_as(const PreparedCodes& call, int64_t group, int64_t first, int64_t last) {
@@ -222,6 +223,16 @@ FASTVQ_INLINE double write_biases(const PreparedCodes& call, const double* squar
   return largest_square;
 }
 
+// The scores of a tile of rows begin with the codes' biases.
+FASTVQ_INLINE void start_from_biases(const float* panel, Floats (&score)[TILE][VECTORS]) {
+#pragma GCC unroll 4
+  for (int v = 0; v < VECTORS; ++v) {
+    const Floats bias = load<Floats>(panel + v * LANES);
+#pragma GCC unroll 16
+    for (int r = 0; r < TILE; ++r) score[r][v] = bias;
+  }
+}
+
 // Packs one panel in float32, without the codes left out; returns its largest |e^|^2.
 static double pack_singles(const PreparedCodes& call, int64_t group, int64_t panel, const uint8_t* left_out,
                            int64_t depth, float* to) {
@@ -271,8 +282,8 @@ static double find_outliers(const PreparedCodes& call, int64_t group, double lar
     least = call.panel_square[panel] < least ? double(call.panel_square[panel]) : least;
   if (call.metric != Metric::l2 || call.topk > 0 || largest <= 65536 * least) return largest;
 
-  float* packed = reinterpret_cast<float*>(call.packed[0]) + group * call.packed_size[0];
-  const int64_t panel_size = (call.depth[0] + 1) * PANEL;
+  float* packed = call.panel_of(0, group, 0);
+  const int64_t panel_size = call.panel_size[0];
   double kept = 0x1p-124, shortest = HUGE_VAL;  // biases below that are not exact to a float's last bit
   int64_t count = 0;
   for (int64_t panel = 0; panel < call.panels; ++panel)
@@ -297,6 +308,8 @@ static double find_outliers(const PreparedCodes& call, int64_t group, double lar
 
 static void pack_codes(const PreparedCodes& call, int64_t group, int64_t panel);
 
+FASTVQ_INLINE double gamma_of(double n, double unit) { return n * unit / (1 - n * unit); }
+
 // Whether codes that were not read before are finite, and no larger than those that were made the scale expect.
 static bool packed_well(const PreparedCodes& call, int64_t group) {
   constexpr float LARGEST = 0x1p44f;
@@ -304,6 +317,37 @@ static bool packed_well(const PreparedCodes& call, int64_t group) {
   for (int64_t panel = group * call.panels; panel < (group + 1) * call.panels; ++panel)
     well &= call.panel_square[panel] <= LARGEST;
   return well;
+}
+
+// From a pass's own errors (linear in Y, constant, and of what rounding took from the row) on codes up to `length`.
+static Slack slack_from(const PreparedCodes& call, int64_t group, double linear, double constant, double rounding,
+                        double length) {
+  constexpr double INFLATION = 1 + 0x1p-10;
+  const auto dim = static_cast<double>(call.codebook.dim);
+  const double h = gamma_of(dim + 3, 0x1p-53), t = (dim + 1) * 0x1p-124;
+  const bool l2 = call.metric == Metric::l2;
+  const double C = call.groups[group].given_norm;
+  return Slack{static_cast<float>(INFLATION * (l2 ? h : 0)),
+               static_cast<float>(INFLATION * (linear + 2 * h * (l2 ? length : C) + 2 * t)),
+               static_cast<float>(INFLATION * (constant + (l2 ? h * length * length : 0) + 2 * t * (1 + length))),
+               static_cast<float>(INFLATION * rounding)};
+}
+
+// The slack of the pass over pairs, once a level's panels are packed as such.
+static void bound_pairs(const PreparedCodes& call, int64_t group) {
+  GroupCodes& codes = call.groups[group];
+  double lost_square = 0;
+  for (int64_t panel = group * call.panels; panel < (group + 1) * call.panels; ++panel) {
+    // Where a panel had outliers: rounding to bfloat16 takes at most 2^-8 of an entry, or a denormal one whole.
+    const bool had_outliers = call.panel_square[panel] > codes.code_square;
+    const double lost = had_outliers ? 0x1p-16 * double(codes.code_square) : double(call.panel_rounding[panel]);
+    if (lost > lost_square) lost_square = lost;
+  }
+  lost_square = (lost_square + codes.norm_offset) * codes.norm_factor;
+  const double E = __builtin_sqrt(double(codes.code_square)), Q = __builtin_sqrt(lost_square);
+  const double g = gamma_of(static_cast<double>(call.codebook.dim) + 5, 0x1p-24);
+  const double constant = call.metric == Metric::l2 ? g * E * E : 0;
+  codes.slack[PAIRS] = slack_from(call, group, 2 * (Q + g * (E + Q)), constant, 2 * (1 + g) * (E + Q), E);
 }
 
 // The slacks, once every panel is packed.
@@ -315,39 +359,32 @@ static void bound_codes(const PreparedCodes& call, int64_t group) {
   }
   if (codes.example < 0) return;  // nothing is packed, nor will be searched
   const auto dim = static_cast<double>(call.codebook.dim);
-  const auto gamma = [](double n, double unit) { return n * unit / (1 - n * unit); };
-  codes.norm_factor = static_cast<float>((1 + 0x1p-10) * (1 + 2 * gamma(dim + 1, 0x1p-24)));
+  codes.norm_factor = static_cast<float>((1 + 0x1p-10) * (1 + 2 * gamma_of(dim + 1, 0x1p-24)));
   codes.norm_offset = static_cast<float>((1 + 0x1p-10) * dim * 0x1p-126);
-  double all_square = 0, lost_square = 0, mean_square = 0;
+  double all_square = 0, mean_square = 0, steps_long = 0, steps_lost = 0;
   for (int64_t panel = group * call.panels; panel < (group + 1) * call.panels; ++panel)
     if (call.panel_square[panel] > all_square) all_square = call.panel_square[panel];
   const double code_square = find_outliers(call, group, all_square);
-  for (int64_t panel = group * call.panels; call.pairs && panel < (group + 1) * call.panels; ++panel) {
-    // Where a panel had outliers: rounding to bfloat16 takes at most 2^-8 of an entry, or a denormal one whole.
-    const bool had_outliers = call.panel_square[panel] > code_square;
-    const double lost = had_outliers ? 0x1p-16 * code_square : double(call.panel_rounding[panel]);
-    if (lost > lost_square) lost_square = lost;
-  }
-  lost_square = (lost_square + codes.norm_offset) * codes.norm_factor;
+  codes.code_square = static_cast<float>(code_square * (1 + 0x1p-20));
   const float* mean = call.mean + group * call.width;
   for (int64_t d = 0; d < call.codebook.dim; ++d) mean_square += double(mean[d]) * double(mean[d]);
-  const double E = __builtin_sqrt(code_square), Q = __builtin_sqrt(lost_square), A = __builtin_sqrt(all_square);
-  const double C = A + __builtin_sqrt(mean_square);
-  const double g = gamma(dim + 5, 0x1p-24), h = gamma(dim + 3, 0x1p-53), t = (dim + 1) * 0x1p-124;
+  const double E = __builtin_sqrt(double(codes.code_square)), A = __builtin_sqrt(all_square);
+  codes.given_norm = static_cast<float>((1 + 0x1p-20) * (A + __builtin_sqrt(mean_square)));
+  const double g = gamma_of(dim + 5, 0x1p-24), wide = gamma_of(2 * dim + 6, 0x1p-53);
   const bool l2 = call.metric == Metric::l2;
-  // From the pass's own errors (linear in Y, constant, and of what rounding took from the row) on codes up to `length`.
-  const auto slack = [&](double linear, double constant, double rounding, double length) {
-    constexpr double INFLATION = 1 + 0x1p-10;
-    return Slack{static_cast<float>(INFLATION * (l2 ? h : 0)),
-                 static_cast<float>(INFLATION * (linear + 2 * h * (l2 ? length : C) + 2 * t)),
-                 static_cast<float>(INFLATION * ((l2 ? constant + h * length * length : 0) + 2 * t * (1 + length))),
-                 static_cast<float>(INFLATION * rounding)};
-  };
-  const double wide = gamma(2 * dim + 6, 0x1p-53);
-  codes.slack[FIRST] = slack(2 * (Q + g * (E + Q)), g * E * E, 2 * (1 + g) * (E + Q), E);
-  codes.slack[SECOND] = slack(2 * g * E, g * E * E, 0, E);
-  codes.slack[DENSE] = slack(2 * wide * A, wide * A * A, 0, A);
-  codes.given = slack(2 * g * C, 0, 0, A);
+  codes.slack[SINGLES] = slack_from(call, group, 2 * g * E, l2 ? g * E * E : 0, 0, E);
+  codes.slack[DOUBLES] = slack_from(call, group, 2 * wide * A, l2 ? wide * A * A : 0, 0, A);
+  codes.given = slack_from(call, group, 2 * g * codes.given_norm, 0, 0, A);
+  if (call.format[0] == PAIRS) bound_pairs(call, group);
+  if (call.format[0] != BYTES) return;
+  for (int64_t panel = group * call.panels; panel < (group + 1) * call.panels; ++panel) {
+    if (call.panel_steps[panel] > steps_long) steps_long = call.panel_steps[panel];
+    if (call.panel_rounding[panel] > steps_lost) steps_lost = call.panel_rounding[panel];
+  }
+  codes.steps_long = static_cast<float>(__builtin_sqrt(steps_long * codes.norm_factor));
+  codes.steps_lost = static_cast<float>(__builtin_sqrt(steps_lost * codes.norm_factor));
+  const double step = 0x1p-53, reach = 8.1 * g * (E + step);  // 8.1: with room for R and Q
+  codes.slack[BYTES] = slack_from(call, group, reach, reach * step + (l2 ? g * E * E : 0), 0, E);
 }
 
 }  // namespace fastvq::cpu::FASTVQ_ISA

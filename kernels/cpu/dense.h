@@ -146,7 +146,7 @@ static void search_dense(const Nearest& call, int64_t group, const float* const*
                          const float* squares, DenseScratch& s, ScanQueue& queue) {
   const int64_t dim = call.x.dim, codes = call.codebook.codes, most = dense_rows(dim);
   const GroupCodes& prepared = call.groups[group];
-  const uint8_t* absent = left_out(call, group, DENSE);
+  const uint8_t* absent = left_out(call, group, call.levels);
   for (int64_t first = 0; first < s.count; first += most) {
     const int count = static_cast<int>(s.count - first < most ? s.count - first : most);
     const int32_t* rows = s.waiting + first;
@@ -156,7 +156,7 @@ static void search_dense(const Nearest& call, int64_t group, const float* const*
       for (int i = 0; i < TILE; ++i) {
         const int32_t row = rows[r + i < count ? r + i : count - 1];
         tile[i] = at[row];
-        const float slack = slack_of(prepared, prepared.slack[DENSE], splat(squares[row]), Floats{})[0];
+        const float slack = slack_of(prepared, prepared.slack[DOUBLES], splat(squares[row]), Floats{})[0];
         slacks[r + i] = call.exact ? slack : 0;
         s.tops[r + i] = -HUGE_VAL;
         s.counts[r + i] = 0;

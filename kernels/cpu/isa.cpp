@@ -29,6 +29,9 @@ namespace fastvq::cpu {
 #if defined(FASTVQ_HAS_avx512bf16)
 FASTVQ_TABLE(avx512bf16)
 #endif
+#if defined(FASTVQ_HAS_avx512vnni)
+FASTVQ_TABLE(avx512vnni)
+#endif
 #if defined(FASTVQ_HAS_avx512)
 FASTVQ_TABLE(avx512)
 #endif
@@ -44,17 +47,25 @@ namespace {
 
 const Kernels* find(const char* name) {
   const bool widest = !*name;
-#if defined(FASTVQ_HAS_avx512bf16) || defined(FASTVQ_HAS_avx512) || defined(FASTVQ_HAS_avx2)
+#if defined(FASTVQ_HAS_avx512bf16) || defined(FASTVQ_HAS_avx512vnni) || defined(FASTVQ_HAS_avx512)
+#define FASTVQ_HAS_ANY_avx512
+#endif
+#if defined(FASTVQ_HAS_ANY_avx512) || defined(FASTVQ_HAS_avx2)
   __builtin_cpu_init();
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
-#if defined(FASTVQ_HAS_avx512bf16) || defined(FASTVQ_HAS_avx512)
-  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#if defined(FASTVQ_HAS_ANY_avx512)
+  [[maybe_unused]] const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
+                                           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                                           __builtin_cpu_supports("avx512vl");
+  [[maybe_unused]] const bool has_vnni = has_avx512 && __builtin_cpu_supports("avx512vnni");
 #endif
 #if defined(FASTVQ_HAS_avx512bf16)
-  const bool has_bf16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
+  const bool has_bf16 = has_vnni && __builtin_cpu_supports("avx512bf16");
   if (has_bf16 && (widest || !std::strcmp(name, "avx512bf16"))) return &avx512bf16_table;
+#endif
+#if defined(FASTVQ_HAS_avx512vnni)
+  if (has_vnni && (widest || !std::strcmp(name, "avx512vnni"))) return &avx512vnni_table;
 #endif
 #if defined(FASTVQ_HAS_avx512)
   if (has_avx512 && (widest || !std::strcmp(name, "avx512"))) return &avx512_table;

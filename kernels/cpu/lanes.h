@@ -293,8 +293,7 @@ static int64_t search_sets(const Nearest& call, int64_t group, Level level, int 
   constexpr int SET = SET_VECTORS<PADDED> * LANES;
   const GroupCodes& codes = call.groups[group];
   const float* shift = call.row_shift + group * call.width;
-  const int slot = packed_slot(call, group, level);
-  const auto* packed = reinterpret_cast<const float*>(call.packed[slot]) + group * call.packed_size[slot];
+  const float* packed = panels_of(call, group, level);
   const float* code_rows = call.float_codes(group);
   const int64_t code_values = call.codebook.codes * call.x.dim;
   const int end = from + count;
@@ -319,7 +318,7 @@ static int64_t search_sets(const Nearest& call, int64_t group, Level level, int 
   for (int first = from; first < end; first += LANES)
     store(s.thresholds + first,
           threshold(load<Floats>(s.best + first),
-                    slack_of(codes, codes.slack[SECOND], load<Floats>(s.squares + first), Floats{})));
+                    slack_of(codes, codes.slack[SINGLES], load<Floats>(s.squares + first), Floats{})));
   int64_t effort = 0;
   for (int first = from; first < end; first += SET)
     effort += settle_set<PADDED>(call, group, packed, first, end - first < SET ? end - first : SET, s);
@@ -337,7 +336,7 @@ static void search_lanes(const Nearest& call, int64_t group, int64_t first, int6
   for (int from = 0, count; from < total; from += count) {
     const Level level = level_of(call, group);
     count = is_trial(call, group) && total - from > LARGEST_SET ? LARGEST_SET : total - from;
-    if (level == DENSE)
+    if (level == call.levels)
       search_all_dense(call, group, s.rows.at + from, s.rows.numbers + from, count, s.squares, s.dense, s.queue);
     else report(call, group, level, count, search(call, group, level, from, count, s));
   }

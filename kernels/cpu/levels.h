@@ -3,7 +3,7 @@
 // Every task reports how its rows went; what is decided from that changes how long the search takes and nothing else.
 #pragma once
 
-#include "codes.h"
+#include "pack.h"
 
 namespace fastvq::cpu::FASTVQ_ISA {
 
@@ -50,42 +50,48 @@ static bool find_repeats(const PreparedCodes& call, int64_t group) {
   return any;
 }
 
-// Makes the second level's codes, unless another task has begun to.
-static void make_second(const PreparedCodes& call, int64_t group) {
-  int32_t* state = call.second + group;
+FASTVQ_INLINE int32_t made(const PreparedCodes& call, int64_t group, Level level) {
+  return __atomic_load_n(call.made + group * PACKED_LEVELS + level, __ATOMIC_ACQUIRE);
+}
+
+// Makes the codes of a level after the first, unless another task has begun to. The levels before it have theirs.
+static void make_level(const PreparedCodes& call, int64_t group, Level level) {
+  int32_t* state = call.made + group * PACKED_LEVELS + level;
   int32_t none = NONE;
   if (!__atomic_compare_exchange_n(state, &none, BUSY, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) return;
-  const bool own = find_repeats(call, group) || call.pairs;
-  auto* packed = reinterpret_cast<float*>(call.packed[1]) + group * call.packed_size[1];
+  const bool repeats = level == 1 && find_repeats(call, group);
+  const bool own = repeats || level > 1 || call.format[level] != call.format[0];
   for (int64_t panel = 0; own && panel < call.panels; ++panel) {
-    float* to = packed + panel * (call.depth[1] + 1) * PANEL;
-    pack_singles(call, group, panel, call.repeated + group * call.codebook.codes, call.depth[1], to);
-    drop_outliers(call.groups[group], to);
+    pack_panel(call, group, level, panel, call.repeated + group * call.codebook.codes);
+    drop_outliers(call.groups[group], call.panel_of(level, group, panel));
   }
+  if (call.format[level] == PAIRS) bound_pairs(call, group);
   __atomic_store_n(state, own ? OWN : SAME, __ATOMIC_RELEASE);
 }
 
-FASTVQ_INLINE int32_t second_state(const PreparedCodes& call, int64_t group) {
-  return __atomic_load_n(call.second + group, __ATOMIC_ACQUIRE);
+// The level to search a block of rows on. While another task makes a level's codes, the one before it serves.
+static Level level_of(const Nearest& call, int64_t group) {
+  const Level wanted = __atomic_load_n(&call.progress[group].level, __ATOMIC_RELAXED);
+  for (Level level = 1; level <= wanted && level < call.levels; ++level) {
+    if (made(call, group, level) == NONE) make_level(call, group, level);
+    if (made(call, group, level) == BUSY) return level - 1;
+  }
+  return wanted;
 }
 
-// The level to search a block of rows on. While another task makes the second level's codes, the first one serves.
-static Level level_of(const Nearest& call, int64_t group) {
-  const int32_t level = __atomic_load_n(&call.progress[group].level, __ATOMIC_RELAXED);
-  if (level == FIRST) return FIRST;
-  if (second_state(call, group) == NONE) make_second(call, group);
-  return second_state(call, group) == BUSY ? FIRST : static_cast<Level>(level);
+FASTVQ_INLINE Format format_of(const PreparedCodes& call, Level level) {
+  return level < call.levels ? call.format[level] : DOUBLES;
 }
 
 // The codes that a level leaves out.
 FASTVQ_INLINE const uint8_t* left_out(const PreparedCodes& call, int64_t group, Level level) {
-  const bool known = level != FIRST && second_state(call, group) > BUSY;
+  const bool known = level > 0 && made(call, group, 1) > BUSY;
   return (known ? call.repeated : call.excluded) + group * call.codebook.codes;
 }
 
-// The packed codes that a level reads: 0 or 1.
-FASTVQ_INLINE int packed_slot(const PreparedCodes& call, int64_t group, Level level) {
-  return level == SECOND && second_state(call, group) == OWN;
+// The first panel of the packed codes that a level reads.
+FASTVQ_INLINE const float* panels_of(const PreparedCodes& call, int64_t group, Level level) {
+  return call.panel_of(level > 0 && made(call, group, level) == SAME ? 0 : level, group, 0);
 }
 
 FASTVQ_INLINE bool is_trial(const Nearest& call, int64_t group) {
@@ -104,13 +110,13 @@ FASTVQ_INLINE int64_t rescore_effort(const Nearest& call, int64_t codes, int64_t
 // Tells what the close calls of some rows cost, and moves the group to the next level where that is cheaper.
 static void report(const Nearest& call, int64_t group, Level level, int64_t rows, int64_t effort) {
   Progress& progress = call.progress[group];
-  if (!call.exact || level == DENSE || __atomic_load_n(&progress.level, __ATOMIC_RELAXED) != level) return;
+  if (!call.exact || level == call.levels || __atomic_load_n(&progress.level, __ATOMIC_RELAXED) != level) return;
   rows = __atomic_add_fetch(&progress.rows, rows, __ATOMIC_RELAXED);
   effort = __atomic_add_fetch(&progress.effort, effort, __ATOMIC_RELAXED);
-  // From half a pass to a whole one, from any pass to one without repeats, or to float64, which takes two and a half.
-  const double worth = level == FIRST ? 0.45 : 1.6;
+  // To twice the pass, from any pass to one without repeats, or to float64, which takes two and a half of float32's.
+  const double worth = call.format[level] == BYTES ? 0.3 : level + 1 < call.levels ? 0.45 : 1.6;
   if (rows < TRIAL_ROWS || double(effort) <= worth * double(pass_effort(call)) * double(rows)) return;
-  auto current = static_cast<int32_t>(level);
+  int32_t current = level;
   if (!__atomic_compare_exchange_n(&progress.level, &current, level + 1, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
     return;
   __atomic_store_n(&progress.rows, 0, __ATOMIC_RELAXED);

@@ -1,9 +1,9 @@
 """The C++ kernels as Python functions, with the signatures of ``fastvq.kernels.reference``.
 
 Nothing is compiled on import: the first question whether the kernels are there answers it, once per process.
-``FASTVQ_NATIVE=0`` switches them off; ``FASTVQ_CPU_ISA`` (avx512bf16, avx512, avx2, portable or all) compiles them
-for another instruction set than the widest that the processor has. All give the same codes; avx512 instead of
-avx512bf16 leaves out the search in bfloat16.
+``FASTVQ_NATIVE=0`` switches them off; ``FASTVQ_CPU_ISA`` (avx512bf16, avx512vnni, avx512, avx2, portable or all)
+compiles them for another instruction set than the widest that the processor has. All give the same codes; avx512
+instead of avx512bf16 leaves out the searches in bytes and in bfloat16, avx512vnni the latter.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def unavailable_reason() -> str | None:
 
 
 def isa() -> str:
-    """The instruction set in use: "avx512bf16", "avx512", "avx2" or "portable"."""
+    """The instruction set in use: "avx512bf16", "avx512vnni", "avx512", "avx2" or "portable"."""
     _require()
     name: str = torch.ops.fastvq_cpu.isa()
     return name

@@ -37,8 +37,8 @@
 // so that no outlier is nearest, nor does the oracle's rounding make it so, where Y < 0.499 F - 0.501 E. The remaining
 // rows are searched in float64 on all codes.
 //
-// A coarse pass in bfloat16 has a wider slack (bfloat16.h), one in float64 a narrower (dense.h). Which one a block of
-// rows gets depends on how well the blocks before it went; what it finds does not.
+// A coarse pass in bytes or in bfloat16 has a wider slack (bytes.h, bfloat16.h), one in float64 a narrower (dense.h).
+// Which one a block of rows gets depends on how well the blocks before it went; what it finds does not.
 #pragma once
 
 #include "common.h"
@@ -58,9 +58,14 @@ struct Codebook {  // (G, K, D), any strides
 // side in a vector (narrow rows), codes side by side in a vector.
 enum class Kind : int { scan, direct, lanes, panels };
 
-// What a block of rows is searched with. The first level is the fastest one where close calls are few; the second one
-// is float32 without codes that repeat an earlier one bit for bit, which can only tie; the third one is float64.
-enum Level : int { FIRST, SECOND, DENSE, LEVELS };
+// What a coarse pass computes in.
+enum Format : int { SINGLES, PAIRS, BYTES, DOUBLES, FORMATS };
+
+// What a block of rows is searched with: 0 is the fastest pass where close calls are few. Those after it are more
+// exact, and leave out codes that repeat an earlier one bit for bit, which can only tie. After those that read packed
+// codes, `levels` of them, comes float64.
+using Level = int;
+constexpr int PACKED_LEVELS = 3;  // at most
 
 // How far below the best score a candidate may lie: quadratic Y^2 + linear Y + constant + rounding R, where R is the
 // norm of what rounding a row to bfloat16 took away.
@@ -74,8 +79,11 @@ struct GroupCodes {  // one group's codebook, ready for the coarse pass
   int32_t example;                 // the first finite code, -1 where there is none
   bool whole;                      // every code is finite, as far as they have been read
   bool sampled;                    // mean and scale are of some of the codes
-  Slack slack[LEVELS];             // of each level's pass
+  Slack slack[FORMATS];            // of each pass
   float norm_factor, norm_offset;  // Y^2 <= (sum + norm_offset) norm_factor
+  float code_square;               // E^2
+  float given_norm;                // C
+  float steps_long, steps_lost;    // at most, of any code in its own steps: its norm, and what rounding to bytes took
   float least_bias;                // below it codes are outliers
   float near_square;               // computed squares of rows below it are near enough to ignore outliers
   Slack given;                     // dot: of float32 scores on the codes as they are given
@@ -102,15 +110,20 @@ struct PreparedCodes {
   float* mean;            // (G, width): m
   float* row_shift;       // (G, width): what rows are centred by: m, or zeros for dot
   float* panel_square;    // (G, panels): largest |e^|^2
-  float* panel_rounding;  // (G, panels): the largest square of what rounding a code to bfloat16 took away
+  // (G, panels): the largest square of what rounding a code took away, and of a code; both in steps for bytes.
+  float* panel_rounding;
+  float* panel_steps;
   GroupCodes* groups;
-  bool pairs;             // the first level reads pairs of bfloat16, not float32
-  int64_t depth[2];       // of the first two levels: 4-byte entries a code has in its panel, besides the bias
-  int64_t packed_size[2];  // ... and in all panels of a group
-  char* packed[2];
 
-  // Of the second level, made when a search first asks for it.
-  int32_t* second;      // (G): NONE, BUSY, then what there is
+  // Of each level that packs codes.
+  int levels;
+  Format format[PACKED_LEVELS];
+  int64_t depth[PACKED_LEVELS];       // 4-byte entries a code has in its panel, besides the header
+  int64_t panel_size[PACKED_LEVELS];  // such entries in a panel
+  char* packed[PACKED_LEVELS];        // (G, panels, panel_size)
+
+  // Of the levels after the first, made when a search first asks for them.
+  int32_t* made;        // (G, PACKED_LEVELS): NONE, BUSY, then what there is
   uint8_t* repeated;    // (G, K): excluded, or equal to a code before it
   uint32_t* hashes;     // (G, K)
   int32_t* hash_slots;  // (G, slot_count)
@@ -118,6 +131,9 @@ struct PreparedCodes {
 
   FASTVQ_INLINE const float* float_codes(int64_t group) const {
     return static_cast<const float*>(code_rows) + group * code_group_stride;
+  }
+  FASTVQ_INLINE float* panel_of(int level, int64_t group, int64_t panel) const {
+    return reinterpret_cast<float*>(packed[level]) + (group * panels + panel) * panel_size[level];
   }
 };
 

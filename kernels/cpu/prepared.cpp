@@ -23,14 +23,18 @@ int64_t lay_out(PreparedCodes& codes, char* base) {
   codes.row_shift = arena.take<float>(groups * codes.width);
   codes.panel_square = arena.take<float>(groups * codes.panels);
   codes.panel_rounding = arena.take<float>(groups * codes.panels);
+  codes.panel_steps = arena.take<float>(groups * codes.panels);
   codes.groups = arena.take<GroupCodes>(groups);
-  codes.packed[0] = reinterpret_cast<char*>(arena.take<float>(groups * codes.packed_size[0]));
-  codes.second = arena.take<int32_t>(groups);
+  codes.made = arena.take<int32_t>(groups * PACKED_LEVELS);
+  const auto take_packed = [&](int level) {
+    return reinterpret_cast<char*>(arena.take<float>(groups * codes.panels * codes.panel_size[level]));
+  };
+  codes.packed[0] = take_packed(0);
   // What is rarely needed comes last, so that memory never touched costs nothing.
   codes.repeated = arena.take<uint8_t>(all);
   codes.hashes = arena.take<uint32_t>(all);
   codes.hash_slots = arena.take<int32_t>(groups * codes.slot_count);
-  codes.packed[1] = reinterpret_cast<char*>(arena.take<float>(groups * codes.packed_size[1]));
+  for (int level = 1; level < codes.levels; ++level) codes.packed[level] = take_packed(level);
   return arena.used();
 }
 
@@ -58,12 +62,12 @@ PreparedSearch::PreparedSearch(const Nearest& asked, Buffer* buffer)
   asked_.slot_count = 4;
   while (asked_.slot_count < 2 * given.codes) asked_.slot_count *= 2;
   isa_->plan(asked_, asked_.total_rows);
-  // Rounding to bfloat16 takes a slack, which makes what "fast" finds exact.
-  asked_.exact |= asked_.pairs;
+  // Rounding to less than float32 takes a slack, which makes what "fast" finds exact.
+  asked_.exact |= asked_.format[0] != SINGLES;
   if (!buffer) buffer = &own_;
   lay_out(asked_, buffer->at_least(lay_out(asked_, nullptr)));
   begin_progress();
-  for (int64_t group = 0; group < given.groups && asked_.panels > 0; ++group) asked_.second[group] = 0;
+  for (int64_t i = 0; i < given.groups * PACKED_LEVELS && asked_.panels > 0; ++i) asked_.made[i] = 0;
 }
 
 PreparedSearch::PreparedSearch(const PreparedSearch& prepared, int64_t rows)

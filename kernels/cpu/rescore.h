@@ -25,41 +25,60 @@ struct Excess {
   }
 };
 
-template <bool L2>
-static void costs_of_two(const float* row, const float* a, const float* b, int64_t dim, float scale, float* costs) {
+constexpr int ORACLE_COSTS = 12;  // codes rescored in float32 take as long as the oracle's cost of one
+constexpr int RESCORED = 4;  // codes at most that share the reading of a row
+
+// The costs of the first COUNT of the listed codes.
+template <bool L2, bool SCALED, int COUNT>
+FASTVQ_INLINE void costs_of(const float* row, const float* code_rows, const int32_t* list, int64_t dim, float scale,
+                            float* costs) {
+  const float* codes[COUNT];
+#pragma GCC unroll 4
+  for (int i = 0; i < COUNT; ++i) codes[i] = code_rows + list[i] * dim;
   const Floats s = splat(scale);
-  Floats first{}, second{};
+  Floats cost[COUNT] = {};
   for (int64_t d = 0; d < dim; d += LANES) {
-    const Floats x = load_part(row + d, dim - d), p = load_part(a + d, dim - d), q = load_part(b + d, dim - d);
-    if (L2) {
-      const Floats u = x * s - p * s, v = x * s - q * s;
-      first = multiply_add(u, u, first);
-      second = multiply_add(v, v, second);
-    } else {
-      first = multiply_add(-x, p * s, first);
-      second = multiply_add(-x, q * s, second);
+    Floats x = load_part(row + d, dim - d);
+    if (L2 && SCALED) x *= s;
+#pragma GCC unroll 4
+    for (int i = 0; i < COUNT; ++i) {
+      Floats c = load_part(codes[i] + d, dim - d);
+      if (SCALED) c *= s;
+      cost[i] = L2 ? multiply_add(x - c, x - c, cost[i]) : multiply_add(-x, c, cost[i]);
     }
   }
-  costs[0] = sum(first);
-  costs[1] = sum(second);
+#pragma GCC unroll 4
+  for (int i = 0; i < COUNT; ++i) costs[i] = sum(cost[i]);
+}
+
+// The costs of all listed codes; returns the least one.
+template <bool L2, bool SCALED>
+static float costs_of_all(const float* row, const float* code_rows, const int32_t* list, int count, int64_t dim,
+                          float scale, float* costs) {
+  int done = 0;
+  for (; done + RESCORED <= count; done += RESCORED)
+    costs_of<L2, SCALED, RESCORED>(row, code_rows, list + done, dim, scale, costs + done);
+  for (; done + 2 <= count; done += 2) costs_of<L2, SCALED, 2>(row, code_rows, list + done, dim, scale, costs + done);
+  if (done < count) costs_of<L2, SCALED, 1>(row, code_rows, list + done, dim, scale, costs + done);
+  float least = HUGE_VALF;
+  for (int i = 0; i < count; ++i) least = costs[i] < least ? costs[i] : least;
+  return least;
 }
 
 // The oracle's choice among `count` listed codes, in any order. `square` is the row's, computed by the coarse pass.
-// What "fast" gives is the least cost in float32.
-static int32_t decide(const Nearest& call, int64_t group, const float* row, float square, int32_t* list, int count) {
+// What "fast" gives is the least cost in float32. Adds to `rescored` the codes that were, at what the oracle takes.
+static int32_t decide(const Nearest& call, int64_t group, const float* row, float square, int32_t* list, int count,
+                      int64_t& rescored) {
   if (count == 1) return list[0];
+  rescored += count;
   const int64_t dim = call.x.dim;
   const bool l2 = call.metric == Metric::l2;
   const GroupCodes& codes = call.groups[group];
   const float* code_rows = call.float_codes(group);
-  float costs[LISTED * VECTORS + 1], least = HUGE_VALF;
-  for (int i = 0; i < count; i += 2) {
-    const float *a = code_rows + list[i] * dim, *b = code_rows + list[i + 1 < count ? i + 1 : i] * dim;
-    if (l2) costs_of_two<true>(row, a, b, dim, codes.scale, costs + i);
-    else costs_of_two<false>(row, a, b, dim, codes.scale, costs + i);
-    least = costs[i] < least ? costs[i] : least;
-    least = costs[i + 1] < least ? costs[i + 1] : least;
-  }
+  float costs[LISTED * VECTORS];
+  const auto run = codes.scale == 1 ? (l2 ? costs_of_all<true, false> : costs_of_all<false, false>)
+                                    : (l2 ? costs_of_all<true, true> : costs_of_all<false, true>);
+  const float least = run(row, code_rows, list, count, dim, codes.scale, costs);
   float limit = least;
   if (l2) {
     const Excess excess(dim, call.exact);
@@ -82,7 +101,9 @@ static int32_t decide(const Nearest& call, int64_t group, const float* row, floa
   for (int i = 1; i < left; ++i)
     if (std::memcmp(code_rows + list[i] * dim, code_rows + list[0] * dim, dim * sizeof(float)) != 0)
       list[distinct++] = list[i];
-  return distinct == 1 ? list[0] : static_cast<int32_t>(best_candidate(row, code_rows, dim, l2, list, distinct).code);
+  if (distinct == 1) return list[0];
+  rescored += ORACLE_COSTS * distinct;
+  return static_cast<int32_t>(best_candidate(row, code_rows, dim, l2, list, distinct).code);
 }
 
 }  // namespace fastvq::cpu::FASTVQ_ISA

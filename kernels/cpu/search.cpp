@@ -8,13 +8,16 @@ namespace fastvq::cpu::FASTVQ_ISA {
 namespace {
 
 constexpr int64_t SAMPLE_CHUNKS = 4;
+constexpr int64_t MANY_CODES = 1024, MANY_ROWS = 512;  // narrow ones, for which lanes = codes is faster in bytes
 constexpr int64_t FEW_ROWS = 2 * TILE;  // of narrow ones, for which lanes = codes is faster
 
 Kind choose_kind(const PreparedCodes& call, int64_t rows) {
   if (call.doubles || call.codebook.dim > COARSE_DIM) return Kind::scan;
   const bool few = rows <= direct_rows(call.codebook.dim);
   if (few && call.metric == Metric::l2 && !call.copies_codes) return Kind::direct;
-  return call.codebook.dim <= WIDEST ? Kind::lanes : Kind::panels;
+  const bool bytes =
+      HAS_BYTES && call.codebook.dim >= LEAST_BYTES && call.codebook.codes >= MANY_CODES && rows >= MANY_ROWS;
+  return call.codebook.dim <= WIDEST && !bytes ? Kind::lanes : Kind::panels;
 }
 
 void plan(PreparedCodes& call, int64_t rows) {
@@ -22,16 +25,20 @@ void plan(PreparedCodes& call, int64_t rows) {
   call.kind = choose_kind(call, rows);
   call.chunks = ceil_div(call.codebook.codes, CODE_CHUNK);
   call.panels = 0;
-  call.pairs = HAS_PAIRS && call.kind == Kind::panels;
-  call.width = round_up(dim, call.pairs ? 2 * LANES : LANES);
+  call.width = round_up(dim, LANES);
   if (call.kind == Kind::direct) call.chunks = 0;
   if (call.kind != Kind::lanes && call.kind != Kind::panels) return;
   call.panels = ceil_div(call.codebook.codes, PANEL);
   // Wide codes come from memory, and once is enough: a few chunks tell where they lie.
   if (call.kind == Kind::panels && !call.copies_codes) call.skipped = (call.chunks - 1) / SAMPLE_CHUNKS;
-  call.depth[0] = call.pairs ? ceil_div(dim, 2) : call.kind == Kind::lanes ? padded_dim(dim) : dim;
-  call.depth[1] = call.pairs ? dim : call.depth[0];
-  for (int slot = 0; slot < 2; ++slot) call.packed_size[slot] = call.panels * (call.depth[slot] + 1) * PANEL;
+  call.levels = 0;
+  if (call.kind == Kind::panels) {
+    if (HAS_BYTES && dim >= LEAST_BYTES && dim <= MOST_BYTES) plan_level(call, dim, BYTES);
+    if (HAS_PAIRS) plan_level(call, dim, PAIRS);
+  }
+  const int64_t depth = call.kind == Kind::lanes ? padded_dim(dim) : dim;
+  do plan_level(call, depth, SINGLES);
+  while (call.levels < 2);
 }
 
 int64_t block_rows(const Nearest& call, int workers) {

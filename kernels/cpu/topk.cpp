@@ -14,12 +14,11 @@ void plan(PreparedCodes& call, int64_t) {
   call.panels = 0;
   call.kind = call.doubles || dim > COARSE_DIM || call.topk > MOST_CODES ? Kind::scan : Kind::panels;
   if (call.kind == Kind::scan) return;
-  call.pairs = HAS_PAIRS && dim > NARROW;
-  call.width = round_up(dim, call.pairs ? 2 * LANES : LANES);
+  call.width = 0;
   call.panels = ceil_div(call.codebook.codes, PANEL);
-  call.depth[0] = call.pairs ? ceil_div(dim, 2) : dim;
-  call.depth[1] = dim;
-  for (int slot = 0; slot < 2; ++slot) call.packed_size[slot] = call.panels * (call.depth[slot] + 1) * PANEL;
+  call.levels = 0;
+  plan_level(call, dim, HAS_PAIRS && dim > NARROW ? PAIRS : SINGLES);
+  plan_level(call, dim, SINGLES);
 }
 
 int64_t block_rows(const Nearest& call, int workers) {

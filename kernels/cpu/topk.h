@@ -26,7 +26,7 @@ struct TopkScratch {
   BlockRows rows;
   float* tiles;       // (block / TILE, depth, TILE)
   float* squares;     // (block), and so on, rounded up to LANES
-  float* roundings;   // (block)
+  float* extras;      // (block)
   float* thresholds;  // (block)
   float* scores;      // (block, stride)
   int64_t stride;     // codes, rounded up to whole panels and sets
@@ -48,7 +48,7 @@ struct TopkScratch {
     rows.lay_out(arena, dim, block);
     tiles = arena.take<float>(block * dim + LANES);
     squares = arena.take<float>(block + LANES);
-    roundings = arena.take<float>(block + LANES);
+    extras = arena.take<float>(block + LANES);
     thresholds = arena.take<float>(block + LANES);
     scores = arena.take<float>(block * stride);
     codes = arena.take<int32_t>(TILE * MOST_LISTED);
@@ -64,7 +64,7 @@ struct TopkScratch {
 template <class Pass>
 static void keep_scores(int64_t depth, const float* tile, const float* panel, float* scores, int64_t stride) {
   Floats score[TILE][VECTORS];
-  score_panel<Pass>(depth, tile, panel, score);
+  Pass::score_panel(depth, tile, panel, score);
 #pragma GCC unroll 16
   for (int r = 0; r < TILE; ++r)
 #pragma GCC unroll 4
@@ -160,13 +160,13 @@ static void finish_tile(const Nearest& call, int64_t group, int first, int last,
 
 // Searches `count` rows of the block; returns how many listed too many codes, which are then the first ones.
 template <class Pass>
-static int search_rows(const Nearest& call, int64_t group, int slot, const float** at, int64_t* numbers, int count,
+static int search_rows(const Nearest& call, int64_t group, Level level, const float** at, int64_t* numbers, int count,
                        TopkScratch& s) {
-  const bool pairs = slot == 0 && call.pairs;
-  const int64_t depth = pairs ? call.depth[0] : call.x.dim, panel_size = (call.depth[slot] + 1) * PANEL;
-  const auto* packed = reinterpret_cast<const float*>(call.packed[slot]) + group * call.packed_size[slot];
+  const int64_t depth = call.depth[level], panel_size = call.panel_size[level];
+  const float* packed = panels_of(call, group, level);
   const GroupCodes& codes = call.groups[group];
-  pack_tiles(call, group, pairs, at, count, s.tiles, s.squares, s.roundings);
+  for (int r = 0; r < count; r += TILE)
+    Pass::pack_tile(call, group, at + r, count - r, s.tiles + r * depth, s.squares + r, s.extras + r);
   for (int64_t panel = 0; panel < call.panels; ++panel)
     for (int r = 0; r < count; r += TILE)
       keep_scores<Pass>(depth, s.tiles + r * depth, packed + panel * panel_size,
@@ -179,8 +179,8 @@ static int search_rows(const Nearest& call, int64_t group, int slot, const float
   for (int r = 0; r < count; r += LANES) {
     Floats lowest = load<Floats>(s.thresholds + r);
     if (call.exact)
-      lowest = threshold(lowest, slack_of(codes, codes.slack[pairs ? FIRST : SECOND], load<Floats>(s.squares + r),
-                                          load<Floats>(s.roundings + r)));
+      lowest = threshold(lowest, slack_of(codes, codes.slack[Pass::FORMAT], load<Floats>(s.squares + r),
+                                          load<Floats>(s.extras + r)));
     store(s.thresholds + r, maximum(lowest, splat(-__FLT_MAX__)));  // absent codes score minus infinity
   }
   int waiting = 0;
@@ -200,22 +200,23 @@ static void search_topk(const Nearest& call, int64_t group, int64_t first, int64
   s.lay_out(scratch, call, block);
   const int total = s.rows.collect(call, group, first, last);
   for (int from = 0, count; from < total; from += count) {
+    const bool pairs = call.format[0] == PAIRS;
     [[maybe_unused]] const Level level = level_of(call, group);
     count = is_trial(call, group) && total - from > TRIAL_ROWS ? static_cast<int>(TRIAL_ROWS) : total - from;
     const float** at = s.rows.at + from;
     int64_t* numbers = s.rows.numbers + from;
     int waiting = count;
 #if defined(__AVX512BF16__)
-    if (level == FIRST && call.pairs) {
+    if (level == 0 && pairs) {
       s.listed = 0;
       waiting = search_rows<Pairs>(call, group, 0, at, numbers, count, s);
-      report(call, group, FIRST, count, listing_effort(call, s.listed, count, waiting));
-      if (waiting > 0 && second_state(call, group) == NONE) make_second(call, group);
+      report(call, group, level, count, listing_effort(call, s.listed, count, waiting));
+      if (waiting > 0 && made(call, group, 1) == NONE) make_level(call, group, 1);
     }
 #endif
     // While another task makes the codes of the second level, the waiting rows take the oracle.
-    if (waiting > 0 && !(call.pairs && second_state(call, group) <= BUSY))
-      waiting = search_rows<Singles>(call, group, packed_slot(call, group, SECOND), at, numbers, waiting, s);
+    if (waiting > 0 && !(pairs && made(call, group, 1) <= BUSY))
+      waiting = search_rows<Singles>(call, group, pairs, at, numbers, waiting, s);
     for (int r = 0; r < waiting; ++r) queue_scan(call, group, numbers[r], at[r], s.queue);
   }
   scan_queued<float>(call, group, s.queue);
