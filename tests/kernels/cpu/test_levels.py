@@ -1,6 +1,7 @@
 """Rows whose codes a coarse pass cannot tell apart, in numbers that make the search change its level."""
 
 import time
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -22,7 +23,9 @@ def assert_exact(cpu: ModuleType, x: Tensor, codebook: Tensor, metric: str = "l2
 
 
 @pytest.mark.parametrize("kind", gate.INPUTS)
-@pytest.mark.parametrize(("groups", "codes", "dim"), [(3, 150, 8), (1, 300, 17), (2, 150, 67), (1, 90, 260)])
+@pytest.mark.parametrize(
+    ("groups", "codes", "dim"), [(3, 150, 8), (1, 1100, 9), (1, 300, 17), (2, 150, 67), (1, 90, 260)]
+)
 def test_every_kind_of_data(cpu, kind, groups, codes, dim):
     x, codebook, _ = gate.search_input(kind, (groups, 1, ROWS, codes, dim), torch.float32, "cpu")
     for metric in reference.METRICS if dim < 100 else ("l2",):
@@ -110,13 +113,29 @@ def test_results_of_close_calls_do_not_depend_on_threads(cpu, dim):
             assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def rounded_choice(x: Tensor, codebook: Tensor) -> Tensor:
-    """What a search on values rounded to bfloat16 would choose."""
-    return torch.cdist(x.bfloat16().double(), codebook.bfloat16().double()).argmin(-1)
+def in_bfloat16(values: Tensor) -> Tensor:
+    return values.bfloat16().double()
+
+
+def in_bytes(values: Tensor) -> Tensor:
+    """Each row in 127 steps either way of its largest entry."""
+    step = values.abs().amax(-1, keepdim=True).double() / 127
+    return (values / step).round() * step
+
+
+def rounded_choice(x: Tensor, codebook: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+    """What a search on rounded values would choose."""
+    return torch.cdist(rounding(x), rounding(codebook)).argmin(-1)
+
+
+def assert_exact_of_several(cpu: ModuleType, x: Tensor, codebook: Tensor, metric: str = "l2") -> None:
+    """The search for several codes, whose coarse pass is in bfloat16 where the processor has it."""
+    expected = reference.nearest_topk(x, codebook, None, 2, metric)
+    assert torch.equal(cpu.nearest_topk(x, codebook, None, 2, metric)[0], expected[0])
 
 
 @pytest.mark.parametrize("dim", [17, 33, 64, 513, 4001])
-def test_differences_that_bfloat16_loses(cpu, dim):
+def test_differences_that_rounding_loses(cpu, dim):
     """Rows between two codes, nearer to one by anything from a sixteenth of the way down to float32's rounding."""
     torch.manual_seed(dim)
     codes = 120
@@ -125,26 +144,78 @@ def test_differences_that_bfloat16_loses(cpu, dim):
     share = torch.exp2(-4 - 18 * torch.rand(ROWS, 1)) * (-1.0) ** torch.arange(ROWS)[:, None]
     one, other = codebook[0, pair], codebook[0, pair + 1]
     x = (0.5 * (one + other) + share * (one - other))[None, None]
-    assert_exact(cpu, x, codebook, "dot")
-    indices = assert_exact(cpu, x, codebook)
-    assert (rounded_choice(x[0, 0], codebook[0]) != indices[0, 0]).sum() > ROWS // 20
+    for metric in ("dot", "l2"):
+        indices = assert_exact(cpu, x, codebook, metric)
+        assert_exact_of_several(cpu, x, codebook, metric)
+    for rounding in (in_bfloat16, in_bytes):
+        assert (rounded_choice(x[0, 0], codebook[0], rounding) != indices[0, 0]).sum() > ROWS // 20
 
 
+@pytest.mark.parametrize("rounding", [in_bfloat16, in_bytes])
 @pytest.mark.parametrize("dim", [18, 64, 1024])
-def test_rounding_at_its_worst(cpu, dim):
-    """Every entry of a row is rounded to bfloat16 by almost half a unit, each time away from the nearest code."""
+def test_rounding_at_its_worst(cpu, dim, rounding):
+    """Every entry of a row is rounded by almost half a unit, each time away from the nearest code."""
     torch.manual_seed(dim)
-    half = 2.0**-8  # of a unit in [1, 2)
+    if rounding is in_bfloat16:
+        base, half = 1.0, 2.0**-8  # half a unit in [1, 2)
+    else:
+        base, half = 20.0, 0.5  # with an entry of 127
     sign = torch.randint(0, 2, (ROWS, dim)) * 2.0 - 1
-    x = sign * (1 + half * 0.99)  # rounded to the sign
-    middle = 1 + half * torch.rand(ROWS, 1)  # between the row as it is and as it is rounded
+    x = sign * (base + half * 0.99)  # rounded to the base
+    middle = base + half * torch.rand(ROWS, 1)  # between the row as it is and as it is rounded
     gap = 2.0**-4
     near, far = sign * (middle + gap), sign * (middle - gap)
+    if rounding is in_bytes:
+        for values in (x, near, far):
+            values[:, 0] = 127
     rows = torch.arange(0, ROWS, 13)  # the codes of some rows, and their opposites, so that the mean is zero
     codebook = torch.cat([far[rows], near[rows], -far[rows], -near[rows]])[None]
     many = x[rows].repeat(14, 1)[None, None]
     indices = assert_exact(cpu, many, codebook)
-    assert (rounded_choice(many[0, 0], codebook[0]) != indices[0, 0]).sum() > many.shape[2] // 4
+    assert_exact_of_several(cpu, many, codebook)
+    assert (rounded_choice(many[0, 0], codebook[0], rounding) != indices[0, 0]).sum() > many.shape[2] // 4
+
+
+@pytest.mark.parametrize("dim", [17, 64, 300])
+def test_rows_lose_what_codes_in_bytes_keep(cpu, dim):
+    """Codes are whole steps, so that all that the search allows for is what rounding took from the rows."""
+    torch.manual_seed(dim)
+    sign = torch.randint(0, 2, (40, dim)) * 2.0 - 1
+    odd = torch.arange(dim) % 2
+    x, near, far = sign * 20.49, sign * 21, sign * (20 - odd)  # rounding takes the rows from `near` to `far`
+    for values in (x, near, far):
+        values[:, 0] = 127
+    codebook = torch.cat([far, near, -far, -near])[None]
+    assert torch.equal(in_bytes(codebook), codebook.double())
+    indices = assert_exact(cpu, x.repeat(14, 1)[None, None], codebook)[0, 0, :40]
+    assert torch.equal(indices, torch.arange(40, 80))
+    assert (rounded_choice(x, codebook[0], in_bytes) == indices - 40).all()
+
+
+@pytest.mark.parametrize("dim", [17, 64, 300])
+def test_codes_of_all_lengths(cpu, dim):
+    """Each code has steps of its own: lengths over six decades, single large entries, codes that lie at the mean."""
+    torch.manual_seed(dim)
+    codebook = torch.randn(1, 330, dim) * torch.logspace(-4, 2, 330)[:, None]
+    codebook[:, 5::9] *= torch.where(torch.arange(dim) == 3, 300.0, 1.0)
+    codebook[:, 7::11] = 0
+    codebook -= codebook.mean(1, keepdim=True)
+    x = codebook[:, torch.randint(330, (ROWS,))] * (1 + 2e-3 * torch.randn(ROWS, dim))
+    x[:, ::3] = torch.randn(1, len(range(0, ROWS, 3)), dim) * torch.logspace(-5, 2, len(range(0, ROWS, 3)))[:, None]
+    for scale in (1.0, 1e-9, 1e-17, 1e-25):
+        for metric in ("l2", "dot"):
+            assert_exact(cpu, x[None] * scale, codebook * scale, metric)
+
+
+def test_the_widest_rows_in_bytes(cpu):
+    """Sums of products of bytes at their largest, either way, and rows just too wide for them."""
+    torch.manual_seed(0)
+    for dim in (1 << 15, (1 << 15) + 1):
+        sign = (torch.randint(0, 2, (40, dim)) * 2.0 - 1).index_fill_(1, torch.arange(0, dim, 5), 1.0)
+        codebook = torch.cat([sign, -sign])[None]
+        x = sign[torch.arange(60) % 40] * torch.where(torch.rand(60, dim) < 0.999, 1.0, -1.0)
+        indices = assert_exact(cpu, x[None, None], codebook)
+        assert torch.equal(indices[0, 0], torch.arange(60) % 40)
 
 
 @pytest.mark.parametrize("dim", [20, 65, 1030])
