@@ -113,8 +113,8 @@ def search_sentences(rows: Iterable[Text]) -> str:
     share = max(share for case in cases.values() if (share := table.share_of_floor(case[0])) is not None)
     if share > 1:
         text += (
-            f"; up to {share:.1f} times as fast as float32 multiply-adds could be, since it goes through bfloat16 "
-            "and checks every close call"
+            f"; up to {share:.1f} times as fast as float32 multiply-adds could be, since it goes through bytes "
+            "or bfloat16 and checks every close call"
         )
     return f"{text} ([rows](benchmarks/results/cpu/registry.csv), `fastvq bench`)."
 

@@ -34,7 +34,7 @@ _READING = {
     "Above 1, fastvq is faster. The thin line in the charts spans p20 over p80 to p80 over p20 of the two.",
     "Share of the floor": "The least time that the named limit of this machine allows, over the time taken. The "
     "limit is measured in the same run. Above 100 % a contender found a way around that limit, as our search does "
-    "when it goes through bfloat16 and a float32 multiply-add is the limit named.",
+    "when it goes through bytes or bfloat16 and a float32 multiply-add is the limit named.",
     "Peak memory": "The most memory a call took beyond what was there before it.",
     "Wrong codes": "Rows whose code is farther away, in float64, than the nearest one. Ours must have none: no time "
     "of ours is taken before that holds, and a row that failed its gate gives no ratio.",
@@ -89,7 +89,7 @@ def write_page(
             "roofline",
             "Roofline",
             "How far a search is from what the machine can do, at the work it does for each byte. Our search runs "
-            "its first pass in bfloat16, and can so pass the line of float32 multiply-adds.",
+            "its first pass in bytes or in bfloat16, and can so pass the line of float32 multiply-adds.",
             plots.roofline_cards(usual, palette),
         ),
         _section(
