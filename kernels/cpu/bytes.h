@@ -9,7 +9,8 @@
 //       |s t_k p.q - y^.e^| <= t_k (R A + (Y + R) B) <= t_k s T,   T = ceil((R A + (Y + R) B) / s), an integer.
 //   * The sums begin with T, so that a score is an upper bound, U_k = bias + t_k s (p.q + T), and U_k - 2 t_k s T a
 //     lower one. A code that the oracle prefers to the one with the best lower bound has an upper bound above that.
-//   * Besides, the operands are rounded as in nearest.h, the sum to float32, times s, times t_k plus the bias. With
+//   * Besides, the operands are rounded as in nearest.h, the sum to float32, times s, times t_k plus the bias (and
+//     2 t_k s T less, which threshold() and the inflation of T allow for). With
 //     R <= Y and |e^_k - t_k q| <= E (rounding to the nearest step takes no more than the value itself),
 //       |U^_k - U_k| <= 4 u (4 Y E + t_k s T) + 4 u E^2/2,
 //     and t_k s T <= 0.0057 D Y E for D >= 9: s <= Y / 127, R <= s sqrt(D) / 2, A <= 127 sqrt(D), t_k <= E / 127 and
@@ -57,6 +58,11 @@ FASTVQ_INLINE __m512i quad_bytes(const float* row, int64_t d0, int64_t dim, Floa
   const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(parts[0]), parts[1], 1);
   const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(parts[2]), parts[3], 1);
   return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+
+// sums += unsigned bytes x signed bytes. GCC 12 copies the sums around its own intrinsic.
+FASTVQ_INLINE void add_products(__m512i& sums, __m512i codes, __m512i rows) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(codes), "v"(rows));
 }
 
 // Packs one panel: biases, steps, then bytes plus 128, four of a code in each entry. Returns its largest |e^|^2 and
@@ -175,11 +181,6 @@ struct Bytes {
                                        (static_cast<uint32_t>(_mm512_reduce_add_epi32(total[r])) << 7));
     std::memcpy(tile, begins, sizeof begins);
     std::memcpy(tile + TILE, steps, TILE * sizeof(float));
-  }
-
-  // sums += unsigned bytes x signed bytes. GCC 12 copies the sums around its own intrinsic.
-  static FASTVQ_INLINE void add_products(__m512i& sums, __m512i codes, __m512i rows) {
-    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(codes), "v"(rows));
   }
 
   static FASTVQ_INLINE void score_panel(int64_t depth, const float* tile, const float* panel,

@@ -376,15 +376,15 @@ static void bound_codes(const PreparedCodes& call, int64_t group) {
   codes.slack[DOUBLES] = slack_from(call, group, 2 * wide * A, l2 ? wide * A * A : 0, 0, A);
   codes.given = slack_from(call, group, 2 * g * codes.given_norm, 0, 0, A);
   if (call.format[0] == PAIRS) bound_pairs(call, group);
-  if (call.format[0] != BYTES) return;
+  if (call.format[0] != BYTES && call.column_size == 0) return;
   for (int64_t panel = group * call.panels; panel < (group + 1) * call.panels; ++panel) {
     if (call.panel_steps[panel] > steps_long) steps_long = call.panel_steps[panel];
     if (call.panel_rounding[panel] > steps_lost) steps_lost = call.panel_rounding[panel];
   }
   codes.steps_long = static_cast<float>(__builtin_sqrt(steps_long * codes.norm_factor));
   codes.steps_lost = static_cast<float>(__builtin_sqrt(steps_lost * codes.norm_factor));
-  const double step = 0x1p-53, reach = 8.1 * g * (E + step);  // 8.1: with room for R and Q
-  codes.slack[BYTES] = slack_from(call, group, reach, reach * step + (l2 ? g * E * E : 0), 0, E);
+  const double step = 0x1p-53, wider = gamma_of(dim + 8, 0x1p-24), reach = 8.1 * wider * (E + step);
+  codes.slack[BYTES] = slack_from(call, group, reach, reach * step + (l2 ? wider * E * E : 0), 0, E);
 }
 
 }  // namespace fastvq::cpu::FASTVQ_ISA

@@ -3,7 +3,8 @@
 // A set of rows stands side by side, one vector per d, and stays in registers while the codes of a panel pass by as
 // broadcasts (bias, e_1 .. e_D): D + 1 loads a code for D x vectors fused multiply-adds. A block goes through three
 // phases (stand its rows up, search, settle), so that the latencies of the first and last overlap between sets. Groups
-// of a (N, G D) activation are read in place. D is padded with zeros to 4, 8 or 16.
+// of a (N, G D) activation are read in place. D is padded with zeros to 4, 8 or 16. Where the processor multiplies
+// bytes and codes are many, the first level searches in them (columns.h).
 #pragma once
 
 #include "dense.h"
@@ -18,6 +19,7 @@ constexpr int64_t WIDEST = 16;
 constexpr int64_t WIDEST = 8;  // 16 rows would not fit the registers
 #endif
 constexpr int64_t LANE_BLOCK_ROWS = 512;
+constexpr int PANEL_COSTS = 24;  // vector operations that a row and panel take besides the products
 
 FASTVQ_INLINE int64_t padded_dim(int64_t dim) { return dim <= 4 ? 4 : dim <= 8 ? 8 : 16; }
 
@@ -50,6 +52,7 @@ struct LaneScratch {
   float* thresholds;  // (block)
   int32_t* where;     // (block)
   float* chosen;      // (PADDED, set): the chosen codes; (AROUND, set): scores
+  float* most;        // (panels, set), for the pass in bytes
   int32_t* listed;    // (set, LISTED)
   DenseScratch dense;
   ScanQueue queue;
@@ -67,6 +70,7 @@ struct LaneScratch {
     thresholds = arena.take<float>(block);
     where = arena.take<int32_t>(block);
     chosen = arena.take<float>(LARGEST_SET * padded);
+    most = arena.take<float>(call.column_size > 0 ? LARGEST_SET * call.panels : 0);
     listed = arena.take<int32_t>(LARGEST_SET * LISTED);
     dense.lay_out(arena, dim, block);
     queue.lay_out(arena, dim);
@@ -305,6 +309,8 @@ static int64_t search_sets(const Nearest& call, int64_t group, Level level, int 
   const auto best_of = bunched<PADDED>(call) ? best_of_codes<PADDED, Keep::bunches>
                        : call.exact          ? best_of_codes<PADDED, Keep::runner_up>
                                              : best_of_codes<PADDED, Keep::best>;
+  [[maybe_unused]] const bool bytes = level == 0 && call.column_size > 0;
+  int64_t effort = 0;
   for (int first = from; first < end; first += SET) {
     // The same rows of the next group, which this worker takes next, lie a whole activation row apart: no hardware
     // prefetcher follows.
@@ -312,6 +318,15 @@ static int64_t search_sets(const Nearest& call, int64_t group, Level level, int 
     for (int64_t line = first; line < first + SET && line * 16 < code_values; ++line)
       __builtin_prefetch(code_rows + line * 16);
     const float* centred = s.centred + first * PADDED;
+#if defined(__AVX512VNNI__)
+    if (bytes) {
+      const int64_t scored = best_by_bytes<PADDED, SET_VECTORS<PADDED>>(
+          codes, centred, s.squares + first, packed, call.columns_of(group, 0), call.panels, s.most, s.best + first,
+          s.where + first, s.second + first);
+      effort += (scored - SET) * (PADDED * VECTORS + PANEL_COSTS);
+      continue;
+    }
+#endif
     best_of(centred, packed, call.panels, s.best + first, s.where + first, s.second + first);
     if (bunched<PADDED>(call)) choose_codes<PADDED>(centred, packed, s.chosen, s.where + first, s.second + first);
   }
@@ -319,7 +334,6 @@ static int64_t search_sets(const Nearest& call, int64_t group, Level level, int 
     store(s.thresholds + first,
           threshold(load<Floats>(s.best + first),
                     slack_of(codes, codes.slack[SINGLES], load<Floats>(s.squares + first), Floats{})));
-  int64_t effort = 0;
   for (int first = from; first < end; first += SET)
     effort += settle_set<PADDED>(call, group, packed, first, end - first < SET ? end - first : SET, s);
   search_dense(call, group, s.rows.at, s.rows.numbers, s.squares, s.dense, s.queue);

@@ -121,6 +121,8 @@ struct PreparedCodes {
   int64_t depth[PACKED_LEVELS];       // 4-byte entries a code has in its panel, besides the header
   int64_t panel_size[PACKED_LEVELS];  // such entries in a panel
   char* packed[PACKED_LEVELS];        // (G, panels, panel_size)
+  int64_t column_size;  // 4-byte entries of a panel's columns (columns.h), 0 where the first level goes without
+  char* columns;        // (G, panels, column_size)
 
   // Of the levels after the first, made when a search first asks for them.
   int32_t* made;        // (G, PACKED_LEVELS): NONE, BUSY, then what there is
@@ -131,6 +133,9 @@ struct PreparedCodes {
 
   FASTVQ_INLINE const float* float_codes(int64_t group) const {
     return static_cast<const float*>(code_rows) + group * code_group_stride;
+  }
+  FASTVQ_INLINE float* columns_of(int64_t group, int64_t panel) const {
+    return reinterpret_cast<float*>(columns) + (group * panels + panel) * column_size;
   }
   FASTVQ_INLINE float* panel_of(int level, int64_t group, int64_t panel) const {
     return reinterpret_cast<float*>(packed[level]) + (group * panels + panel) * panel_size[level];

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "bfloat16.h"
-#include "bytes.h"
+#include "columns.h"
 
 namespace fastvq::cpu::FASTVQ_ISA {
 
@@ -47,7 +47,15 @@ static double pack_panel(const PreparedCodes& call, int64_t group, Level level, 
 static void pack_codes(const PreparedCodes& call, int64_t group, int64_t panel) {
   if (call.groups[group].example < 0) return;
   const double square = pack_panel(call, group, 0, panel, call.excluded + group * call.codebook.codes);
-  call.panel_square[group * call.panels + panel] = static_cast<float>(square * (1 + 0x1p-20));
+  const int64_t at = group * call.panels + panel;
+  call.panel_square[at] = static_cast<float>(square * (1 + 0x1p-20));
+#if defined(__AVX512VNNI__)
+  if (call.column_size == 0) return;
+  const int64_t padded = call.depth[0];
+  const auto pack = padded == 4 ? pack_columns<4> : padded == 8 ? pack_columns<8> : pack_columns<16>;
+  pack(call.panel_of(0, group, panel), call.codebook.dim, call.panel_steps + at, call.panel_rounding + at,
+       call.columns_of(group, panel));
+#endif
 }
 
 }  // namespace fastvq::cpu::FASTVQ_ISA

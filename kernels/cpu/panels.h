@@ -113,11 +113,11 @@ static void sweep(int first_row, int64_t first_panel, int64_t panels, const floa
     for (int i = 1; i < LANES; ++i) top = maximum(best[i], top);
     const int base = first_row + r0;
     Floats all = load<Floats>(s.tops + base);
-    const Floats slack = load<Floats>(s.slacks + base);
+    const Floats slack = load<Floats>(s.slacks + base), any = splat(-__FLT_MAX__);  // absent codes score below
     if constexpr (Pass::FORMAT == BYTES) {
       float tops[LANES];
       store(tops, top);
-      for (uint32_t up = bits(at_least(top, threshold(all, slack))) & ((1u << ROWS) - 1); up; up &= up - 1) {
+      for (uint32_t up = bits(at_least(top, maximum(threshold(all, slack), any))) & ((1u << ROWS) - 1); up; up &= up - 1) {
         const int r = __builtin_ctz(up);
         const float least = lower_bound<Pass, KEPT>(tops[r], s.extras[base + r], most + (r0 + r) * LANES, kept,
                                                     packed, panel_size);
@@ -128,7 +128,7 @@ static void sweep(int first_row, int64_t first_panel, int64_t panels, const floa
       all = maximum(top, all);
       store(s.tops + base, all);
     }
-    const Floats lowest = threshold(all, slack);
+    const Floats lowest = maximum(threshold(all, slack), any);
     float limits[LANES];
     store(limits, lowest);
     for (uint32_t hits = bits(at_least(top, lowest)) & ((1u << ROWS) - 1); hits; hits &= hits - 1) {

@@ -29,6 +29,7 @@ int64_t lay_out(PreparedCodes& codes, char* base) {
   const auto take_packed = [&](int level) {
     return reinterpret_cast<char*>(arena.take<float>(groups * codes.panels * codes.panel_size[level]));
   };
+  codes.columns = reinterpret_cast<char*>(arena.take<float>(groups * codes.panels * codes.column_size));
   codes.packed[0] = take_packed(0);
   // What is rarely needed comes last, so that memory never touched costs nothing.
   codes.repeated = arena.take<uint8_t>(all);
@@ -63,7 +64,7 @@ PreparedSearch::PreparedSearch(const Nearest& asked, Buffer* buffer)
   while (asked_.slot_count < 2 * given.codes) asked_.slot_count *= 2;
   isa_->plan(asked_, asked_.total_rows);
   // Rounding to less than float32 takes a slack, which makes what "fast" finds exact.
-  asked_.exact |= asked_.format[0] != SINGLES;
+  asked_.exact |= asked_.format[0] != SINGLES || asked_.column_size > 0;
   if (!buffer) buffer = &own_;
   lay_out(asked_, buffer->at_least(lay_out(asked_, nullptr)));
   begin_progress();

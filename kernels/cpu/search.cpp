@@ -9,6 +9,7 @@ namespace {
 
 constexpr int64_t SAMPLE_CHUNKS = 4;
 constexpr int64_t MANY_CODES = 1024, MANY_ROWS = 512;  // narrow ones, for which lanes = codes is faster in bytes
+constexpr int64_t FEW_CODES = 256, MOST_COLUMNS = 65536;  // between which narrow rows are faster in bytes
 constexpr int64_t FEW_ROWS = 2 * TILE;  // of narrow ones, for which lanes = codes is faster
 
 Kind choose_kind(const PreparedCodes& call, int64_t rows) {
@@ -37,6 +38,11 @@ void plan(PreparedCodes& call, int64_t rows) {
     if (HAS_PAIRS) plan_level(call, dim, PAIRS);
   }
   const int64_t depth = call.kind == Kind::lanes ? padded_dim(dim) : dim;
+#if defined(__AVX512VNNI__)
+  const bool columns = call.kind == Kind::lanes && depth >= 8 && call.codebook.codes >= FEW_CODES &&
+                       call.codebook.codes <= MOST_COLUMNS && rows >= FEW_ROWS;
+  call.column_size = columns ? column_size(depth) : 0;
+#endif
   do plan_level(call, depth, SINGLES);
   while (call.levels < 2);
 }
