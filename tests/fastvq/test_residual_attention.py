@@ -152,7 +152,8 @@ def test_codes_are_projected_once_until_something_changes(vq, monkeypatch):
         vq.float()
         assert vq.decode(indices).dtype == torch.float32
         monkeypatch.undo()
-        assert len(pickle.dumps(vq)) == len(pickle.dumps(copy.deepcopy(vq)))
+        projected = 9 * 6 * 4  # bytes; the strings of a copy, which may be other objects, differ by less
+        assert abs(len(pickle.dumps(vq)) - len(pickle.dumps(copy.deepcopy(vq)))) < projected
     assert vq.decode(indices).requires_grad
 
 
