@@ -44,10 +44,14 @@ void pull_as(const CommitmentGrad& call, int64_t first, int64_t last, IndexRange
         continue;
       }
       const Grid<const int64_t>& indices = call.indices;
-      const int64_t k = indices.data[group * indices.group_stride + r1 * indices.stride1 + r2 * indices.stride2];
+      const int64_t* index = indices.data + group * indices.group_stride + r1 * indices.stride1 + r2 * indices.stride2;
+      const int64_t k = *index;
       const bool inside = k >= 0 && k < codebook.codes;
       if (!inside) seen.include(k);
-      const T* code = static_cast<const T*>(codebook.data) + group * codebook.group_stride + k * codebook.code_stride;
+      const T* codes = static_cast<const T*>(codebook.data) + group * codebook.group_stride;
+      const T* code = codes + k * codebook.code_stride;
+      // Codes lie anywhere: the next row's is fetched meanwhile.
+      if (r2 + 1 < x.rows2) __builtin_prefetch(codes + index[indices.stride2] * codebook.code_stride);
       pull_row(grad, row_of<T>(x, group, r1, r2), inside ? code : nullptr, static_cast<T>(call.scale), x.dim, to);
     }
   }

@@ -69,6 +69,10 @@ void gather_short(const Lookup& call, int64_t first, int64_t last, IndexRange& s
         const bool inside = code >= 0 && code < call.codes;
         if (!inside) seen.include(code);
         const T* from = codes + (inside ? code * call.code_stride : 0);
+        // Codes lie anywhere: the next group's is fetched meanwhile.
+        if (group + 1 < call.groups)
+          __builtin_prefetch(codes + call.group_stride +
+                             indices[i][(group + 1) * call.indices.group_stride] * call.code_stride);
 #pragma GCC unroll 4
         for (int v = 0; v < COUNT; ++v)
           store(to + i * row_values + v * width, inside ? Vector{} + load<Vector>(from + v * width) : Vector{});

@@ -21,49 +21,64 @@ FASTVQ_INLINE Doubles load_wide(const Source* from) {
 FASTVQ_INLINE void store_sums(float* to, Doubles sums) { store(to, __builtin_convertvector(sums, Narrow)); }
 FASTVQ_INLINE void store_sums(double* to, Doubles sums) { store(to, sums); }
 
-// Sums one slice of `width` columns, padded to `step` doubles a code. Whole vectors of float32 are read in place.
+// Sums one slice of `width` columns of some groups, padded to `step` doubles a code. Whole vectors of float32 are read
+// in place. Groups lie side by side in a row, but rows far apart, so those to come are fetched ahead.
 template <class Source, class Out>
-void sum_slice_of(const SegmentSum& call, int64_t group, int64_t slice, char* scratch, IndexRange& seen) {
+void sum_slice_of(const SegmentSum& call, int64_t first_group, int64_t groups, int64_t slice, char* scratch,
+                  IndexRange& seen) {
+  constexpr int64_t AHEAD = 8;
   const Rows& x = call.x;
+  const Grid<const int64_t>& indices = call.indices;
   const int64_t first = slice * SLICE, width = x.dim - first < SLICE ? x.dim - first : SLICE;
-  const int64_t step = round_up(width, WIDTH);
+  const int64_t step = round_up(width, WIDTH), table = call.codes * (step + 1);
   auto* sums = reinterpret_cast<double*>(scratch);
-  double* counts = sums + call.codes * step;
-  for (int64_t i = 0; i < call.codes * (step + 1); ++i) sums[i] = 0;
+  for (int64_t i = 0; i < groups * table; ++i) sums[i] = 0;
 
   const bool direct = sizeof(Source) == 4 && x.dim_stride == 1 && step == width;
+  const bool one_line = indices.group_stride == 1;
   double values[SLICE] = {};
-  for (int64_t r1 = 0; r1 < x.rows1; ++r1)
-    for (int64_t r2 = 0; r2 < x.rows2; ++r2) {
-      const int64_t code =
-          call.indices
-              .data[group * call.indices.group_stride + r1 * call.indices.stride1 + r2 * call.indices.stride2];
-      if (code < 0 || code >= call.codes) {
-        seen.include(code);
-        continue;
-      }
-      const Source* row = static_cast<const Source*>(x.data) + group * x.group_stride + r1 * x.stride1 +
-                          r2 * x.stride2 + first * x.dim_stride;
-      double* to = sums + code * step;
-      counts[code] += 1;
-      if (direct) {
-        for (int64_t d = 0; d < step; d += WIDTH)
-          store(to + d, load<Doubles>(to + d) + __builtin_convertvector(load<Narrow>(row + d), Doubles));
-      } else {
-        for (int64_t d = 0; d < width; ++d) values[d] = widen(row[d * x.dim_stride]);
-        for (int64_t d = 0; d < step; d += WIDTH) store(to + d, load<Doubles>(to + d) + load<Doubles>(values + d));
+  for (int64_t r1 = 0; r1 < x.rows1; ++r1) {
+    const int64_t* index = indices.data + first_group * indices.group_stride + r1 * indices.stride1;
+    const Source* row =
+        static_cast<const Source*>(x.data) + first_group * x.group_stride + r1 * x.stride1 + first * x.dim_stride;
+    for (int64_t r2 = 0; r2 < x.rows2; ++r2, index += indices.stride2, row += x.stride2) {
+      double* own = sums;
+      if (r2 + AHEAD < x.rows2)
+        for (int64_t g = 0; g < groups; ++g) {
+          __builtin_prefetch(row + AHEAD * x.stride2 + g * x.group_stride);
+          if (g == 0 || !one_line) __builtin_prefetch(index + AHEAD * indices.stride2 + g * indices.group_stride);
+        }
+      for (int64_t g = 0; g < groups; ++g, own += table) {
+        const int64_t code = index[g * indices.group_stride];
+        if (code < 0 || code >= call.codes) {
+          seen.include(code);
+          continue;
+        }
+        const Source* from = row + g * x.group_stride;
+        double* to = own + code * step;
+        own[call.codes * step + code] += 1;
+        if (direct) {
+          for (int64_t d = 0; d < step; d += WIDTH)
+            store(to + d, load<Doubles>(to + d) + __builtin_convertvector(load<Narrow>(from + d), Doubles));
+        } else {
+          for (int64_t d = 0; d < width; ++d) values[d] = widen(from[d * x.dim_stride]);
+          for (int64_t d = 0; d < step; d += WIDTH) store(to + d, load<Doubles>(to + d) + load<Doubles>(values + d));
+        }
       }
     }
-
-  Out* out = static_cast<Out*>(call.sums) + group * call.codes * x.dim + first;
-  for (int64_t k = 0; k < call.codes; ++k) {
-    int64_t d = 0;
-    for (; d + WIDTH <= width; d += WIDTH) store_sums(out + k * x.dim + d, load<Doubles>(sums + k * step + d));
-    for (; d < width; ++d) out[k * x.dim + d] = static_cast<Out>(sums[k * step + d]);
   }
-  if (slice == 0)
-    for (int64_t k = 0; k < call.codes; ++k)
-      static_cast<Out*>(call.counts)[group * call.codes + k] = static_cast<Out>(counts[k]);
+
+  for (int64_t g = first_group; g < first_group + groups; ++g, sums += table) {
+    Out* out = static_cast<Out*>(call.sums) + g * call.codes * x.dim + first;
+    for (int64_t k = 0; k < call.codes; ++k) {
+      int64_t d = 0;
+      for (; d + WIDTH <= width; d += WIDTH) store_sums(out + k * x.dim + d, load<Doubles>(sums + k * step + d));
+      for (; d < width; ++d) out[k * x.dim + d] = static_cast<Out>(sums[k * step + d]);
+    }
+    if (slice == 0)
+      for (int64_t k = 0; k < call.codes; ++k)
+        static_cast<Out*>(call.counts)[g * call.codes + k] = static_cast<Out>(sums[call.codes * step + k]);
+  }
 }
 
 // Sums COUNT vectors of one code's rows in registers. The rows lie anywhere: those to come are fetched ahead, also the
@@ -111,9 +126,10 @@ int64_t slice_scratch_bytes(const SegmentSum& call) {
   return round_up(call.codes * (round_up(call.x.dim < SLICE ? call.x.dim : SLICE, WIDTH) + 1) * 8, 64);
 }
 
-void sum_slice(const SegmentSum& call, int64_t group, int64_t slice, char* scratch, IndexRange& seen) {
+void sum_slice(const SegmentSum& call, int64_t first_group, int64_t groups, int64_t slice, char* scratch,
+               IndexRange& seen) {
   with_types(call.x.dtype, [&](auto source, auto out) {
-    sum_slice_of<decltype(source), decltype(out)>(call, group, slice, scratch, seen);
+    sum_slice_of<decltype(source), decltype(out)>(call, first_group, groups, slice, scratch, seen);
   });
 }
 

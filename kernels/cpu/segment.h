@@ -3,8 +3,8 @@
 // Every sum has one owner that adds its rows in order, so that results do not depend on the number of threads, need
 // no atomics, and equal the reference's: float64 accumulation, rows ascending, one final rounding. Wide rows are
 // listed by code first (a counting sort); one task then owns the codes of a range and reads each row once, whole.
-// Narrow or strided rows are cheaper to add where they belong: one task owns SLICE columns of a group and walks all
-// its rows.
+// Narrow or strided rows are cheaper to add where they belong: one task owns SLICE columns of a few groups, whose sums
+// stay in its cache, and walks all their rows.
 #pragma once
 
 #include "common.h"
@@ -41,8 +41,9 @@ struct CodeOrder {
 };
 
 struct SegmentKernels {
-  int64_t (*slice_scratch_bytes)(const SegmentSum&);
-  void (*sum_slice)(const SegmentSum&, int64_t group, int64_t slice, char* scratch, IndexRange& seen);
+  int64_t (*slice_scratch_bytes)(const SegmentSum&);  // of one group
+  void (*sum_slice)(const SegmentSum&, int64_t first_group, int64_t groups, int64_t slice, char* scratch,
+                    IndexRange& seen);
   void (*sum_codes)(const SegmentSum&, const CodeOrder&, int64_t group, int64_t first_code, int64_t last_code);
 };
 
