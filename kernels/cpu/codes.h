@@ -350,6 +350,29 @@ static void bound_pairs(const PreparedCodes& call, int64_t group) {
   codes.slack[PAIRS] = slack_from(call, group, 2 * (Q + g * (E + Q)), constant, 2 * (1 + g) * (E + Q), E);
 }
 
+// The largest of what rounding to bytes took, and of the codes, in their steps.
+static void bound_bytes(const PreparedCodes& call, int64_t group) {
+  GroupCodes& codes = call.groups[group];
+  double steps_long = 0, steps_lost = 0;
+  for (int64_t panel = group * call.panels; panel < (group + 1) * call.panels; ++panel) {
+    if (call.panel_steps[panel] > steps_long) steps_long = call.panel_steps[panel];
+    if (call.panel_rounding[panel] > steps_lost) steps_lost = call.panel_rounding[panel];
+  }
+  codes.steps_long = static_cast<float>(__builtin_sqrt(steps_long * codes.norm_factor));
+  codes.steps_lost = static_cast<float>(__builtin_sqrt(steps_lost * codes.norm_factor));
+}
+
+// The least step of rows with which no bias is more than 2^24 products of two steps.
+static void bound_columns(const PreparedCodes& call, int64_t group) {
+  double least_step = 0;
+  for (int64_t panel = 0; panel < call.panels; ++panel) {
+    const double bias = double(call.panel_square[group * call.panels + panel]) / 2;
+    const double step = bias * 0x1p-24 * double(call.columns_of(group, panel)[1]);
+    least_step = step > least_step ? step : least_step;
+  }
+  call.groups[group].least_step = static_cast<float>((1 + 0x1p-20) * least_step);
+}
+
 // The slacks, once every panel is packed.
 static void bound_codes(const PreparedCodes& call, int64_t group) {
   GroupCodes& codes = call.groups[group];
@@ -361,7 +384,7 @@ static void bound_codes(const PreparedCodes& call, int64_t group) {
   const auto dim = static_cast<double>(call.codebook.dim);
   codes.norm_factor = static_cast<float>((1 + 0x1p-10) * (1 + 2 * gamma_of(dim + 1, 0x1p-24)));
   codes.norm_offset = static_cast<float>((1 + 0x1p-10) * dim * 0x1p-126);
-  double all_square = 0, mean_square = 0, steps_long = 0, steps_lost = 0;
+  double all_square = 0, mean_square = 0;
   for (int64_t panel = group * call.panels; panel < (group + 1) * call.panels; ++panel)
     if (call.panel_square[panel] > all_square) all_square = call.panel_square[panel];
   const double code_square = find_outliers(call, group, all_square);
@@ -377,14 +400,10 @@ static void bound_codes(const PreparedCodes& call, int64_t group) {
   codes.given = slack_from(call, group, 2 * g * codes.given_norm, 0, 0, A);
   if (call.format[0] == PAIRS) bound_pairs(call, group);
   if (call.format[0] != BYTES && call.column_size == 0) return;
-  for (int64_t panel = group * call.panels; panel < (group + 1) * call.panels; ++panel) {
-    if (call.panel_steps[panel] > steps_long) steps_long = call.panel_steps[panel];
-    if (call.panel_rounding[panel] > steps_lost) steps_lost = call.panel_rounding[panel];
-  }
-  codes.steps_long = static_cast<float>(__builtin_sqrt(steps_long * codes.norm_factor));
-  codes.steps_lost = static_cast<float>(__builtin_sqrt(steps_lost * codes.norm_factor));
   const double step = 0x1p-53, wider = gamma_of(dim + 8, 0x1p-24), reach = 8.1 * wider * (E + step);
   codes.slack[BYTES] = slack_from(call, group, reach, reach * step + (l2 ? wider * E * E : 0), 0, E);
+  if (call.column_size > 0) bound_columns(call, group);
+  else bound_bytes(call, group);
 }
 
 }  // namespace fastvq::cpu::FASTVQ_ISA

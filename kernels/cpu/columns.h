@@ -1,10 +1,20 @@
 // The pass in bytes for narrow rows: lanes = rows. What it leaves is a few panels a row, which float32 decides.
 //
-// bytes.h with these differences: the codes of a panel share one step t, so that s t takes one product a panel; a row
-// keeps of a panel its largest upper bound, max U_k, which is at most 2 t s T above its best score. Panels whose bound
-// reaches the best lower bound over all panels, less the slack, are scored in float32: those left out hold no code
-// that the oracle prefers to that best one. Among all others the argument of nearest.h decides.
+// As in bytes.h a row is y^ = s p + what rounding took (norm R), a code e^_k = t q_k + what rounding took. Here a set
+// of rows has one step s and a panel of codes one step t, so that a bias is a whole number of s t,
+//   b_k = round(bias_k / (s t)),   |bias_k - s t b_k| <= 2 s t,
+// and Z_k = b_k + p.q_k takes no arithmetic but that of int32. (The quotient is off by 2^-22 of its value, which s
+// keeps below 2^24: GroupCodes::least_step.) With A and B the largest norms, in a panel, of e^_k and of what rounding
+// took:
+//   |s t Z_k - S_k| <= W = R A + (Y + R) B + 2 s t   besides the roundings of y^ and e^ in nearest.h.
+// A row keeps of a panel m = s t max Z_k: all its scores lie below m + W, the best one above m - W. Panels whose m + W
+// reaches the largest m - W, less the slack, are scored in float32: those left out hold no code that the oracle prefers
+// to the best code of the panel that has it. Among all others the argument of nearest.h decides.
+// R, Y + R, A and B are inflated by 2^-9 or 2^-10 and one s t is added, which covers all roundings of W. m has three
+// and its sum with W a fourth: 4.1 u (|m| + W), where |m| <= Y E + E^2/2 + W. The slack of bytes.h has room for that.
 #pragma once
+
+#include <new>
 
 #include "bytes.h"
 #include "rows.h"
@@ -13,8 +23,13 @@
 
 namespace fastvq::cpu::FASTVQ_ISA {
 
-// Of a panel: its step, then its codes' bytes plus 128, a row of entries for each four of the PADDED values.
-FASTVQ_INLINE int64_t column_size(int64_t padded) { return LANES + padded / 4 * PANEL; }
+// Of a panel: its step, 1 / step, then its codes' bytes plus 128, a row of entries for each four of the PADDED values.
+constexpr int64_t COLUMN_HEADER = LANES;
+constexpr int COLUMN_SET = 2 * LANES;  // rows of a set at most
+constexpr int64_t MOST_VISITS = 1 << 15;  // that are listed
+constexpr int64_t AHEAD = 16;  // panels whose biases are made together: the products that follow read them at once
+constexpr float MOST_STEPS = 0x1p30f;  // of an absent code's bias
+FASTVQ_INLINE int64_t column_size(int64_t padded) { return COLUMN_HEADER + padded / 4 * PANEL; }
 
 // Entries of four bytes each from four vectors of whole numbers in [-128, 127].
 FASTVQ_INLINE __m512i join_bytes(__m512i a, __m512i b, __m512i c, __m512i d) {
@@ -26,9 +41,9 @@ FASTVQ_INLINE __m512i join_bytes(__m512i a, __m512i b, __m512i c, __m512i d) {
 
 // LANES columns of `padded` values, `stride` apart, in steps: writes their entries and adds up what that took.
 template <int PADDED>
-FASTVQ_INLINE void column_bytes(const float* values, int64_t stride, Floats step, __m512i (&entries)[PADDED / 4],
+FASTVQ_INLINE void column_bytes(const float* values, int64_t stride, float unit, __m512i (&entries)[PADDED / 4],
                                 Floats& lost) {
-  const Floats inverse = splat(1.0f) / step;
+  const Floats step = splat(unit), inverse = splat(1 / unit);
 #pragma GCC unroll 4
   for (int i = 0; i < PADDED / 4; ++i) {
     __m512i p[4];
@@ -45,7 +60,7 @@ FASTVQ_INLINE void column_bytes(const float* values, int64_t stride, Floats step
 
 // Packs the columns of one panel, whose float32 codes are packed already.
 template <int PADDED>
-static void pack_columns(const float* panel, int64_t dim, float* largest_steps, float* largest_lost, float* to) {
+static void pack_columns(const float* panel, int64_t dim, float* to) {
   Floats largest_entry{}, square[VECTORS] = {}, lost[VECTORS] = {};
   for (int v = 0; v < VECTORS; ++v)
     for (int d = 0; d < PADDED; ++d) {
@@ -54,155 +69,235 @@ static void pack_columns(const float* panel, int64_t dim, float* largest_steps, 
       square[v] += e * e;
     }
   const float step = step_of(largest(largest_entry));
-  const double unit = (1 + 0x1p-20) / (double(step) * double(step)), unseen = double(dim) * 0x1p-126;
-  store(to, splat(step));
-  *largest_steps = *largest_lost = 0;
+  double largest_square = 0, largest_lost = 0;
   for (int v = 0; v < VECTORS; ++v) {
     __m512i entries[PADDED / 4];
-    column_bytes<PADDED>(panel + PANEL + v * LANES, PANEL, splat(step), entries, lost[v]);
+    column_bytes<PADDED>(panel + PANEL + v * LANES, PANEL, step, entries, lost[v]);
     for (int i = 0; i < PADDED / 4; ++i)
-      _mm512_storeu_si512(to + LANES + i * PANEL + v * LANES, _mm512_xor_si512(entries[i], _mm512_set1_epi8(-128)));
-    const auto long_steps = static_cast<float>((double(largest(square[v])) + unseen) * unit);
-    const auto lost_steps = static_cast<float>((double(largest(lost[v])) + unseen) * unit);
-    *largest_steps = long_steps > *largest_steps ? long_steps : *largest_steps;
-    *largest_lost = lost_steps > *largest_lost ? lost_steps : *largest_lost;
+      _mm512_storeu_si512(to + COLUMN_HEADER + i * PANEL + v * LANES,
+                          _mm512_xor_si512(entries[i], _mm512_set1_epi8(-128)));
+    const double own_square = largest(square[v]), own_lost = largest(lost[v]);
+    largest_square = own_square > largest_square ? own_square : largest_square;
+    largest_lost = own_lost > largest_lost ? own_lost : largest_lost;
   }
+  const double unseen = double(dim) * 0x1p-126;
+  const auto norm = static_cast<float>((1 + 0x1p-10) * __builtin_sqrt(largest_square + unseen));
+  const auto rounding = static_cast<float>((1 + 0x1p-10) * __builtin_sqrt(largest_lost + unseen));
+  store(to, Floats{step, 1 / step, norm, rounding});
 }
 
-// A set of rows in bytes, a lane each.
+// A set of rows in bytes, a lane each; all count in one step s, so that a code's bias is a whole number of them.
 template <int PADDED, int VECS>
 struct ByteSet {
   __m512i entries[PADDED / 4][VECS], begins[VECS];
-  Floats steps[VECS], margins[VECS];  // s and 2 s T
+  Floats lost[VECS], whole[VECS];  // R, and Y + R
+  uint32_t safe[VECS];   // which rows are finite, a bit each
+  float step, inverse;
 
   FASTVQ_INLINE ByteSet(const GroupCodes& codes, const float* centred, const float* squares) {
     const Floats factor = splat(codes.norm_factor), offset = splat(codes.norm_offset);
+    Floats largest_entry{};
 #pragma GCC unroll 2
     for (int v = 0; v < VECS; ++v) {
-      Floats largest_entry{}, lost{};
+      Floats own{};
 #pragma GCC unroll 16
       for (int d = 0; d < PADDED; ++d)
-        largest_entry = maximum(magnitude(load<Floats>(centred + (d * VECS + v) * LANES)), largest_entry);
-      steps[v] = maximum(largest_entry * splat(1 / 127.0f), splat(LEAST_STEP));
-      __m512i own[PADDED / 4];
-      column_bytes<PADDED>(centred + v * LANES, VECS * LANES, steps[v], own, lost);
+        own = maximum(magnitude(load<Floats>(centred + (d * VECS + v) * LANES)), own);
+      safe[v] = bits(greater(splat(LARGEST_SQUARE), load<Floats>(squares + v * LANES)));
+      largest_entry = maximum(Floats(_mm512_maskz_mov_ps(static_cast<__mmask16>(safe[v]), own)), largest_entry);
+    }
+    step = step_of(fastvq::cpu::FASTVQ_ISA::largest(largest_entry));
+    step = step > codes.least_step ? step : codes.least_step;
+    inverse = 1 / step;
+#pragma GCC unroll 2
+    for (int v = 0; v < VECS; ++v) {
+      Floats squares_lost{};
+      __m512i own[PADDED / 4], total = _mm512_setzero_si512();
+      column_bytes<PADDED>(centred + v * LANES, VECS * LANES, step, own, squares_lost);
       const Floats Y = square_root((load<Floats>(squares + v * LANES) + offset) * factor);
-      const Floats R = square_root((lost + offset) * factor);
-      const Floats bound = R * splat(codes.steps_long) + (Y + R) * splat(codes.steps_lost);
-      const __m512i T = _mm512_cvtps_epi32(bound / steps[v] * splat(1 + 0x1p-9f) + splat(1.5f));
-      margins[v] = _mm512_cvtepi32_ps(T) * steps[v] * splat(2 + 0x1p-9f);
-      __m512i total = _mm512_setzero_si512();
+      const Floats R = square_root((squares_lost + offset) * factor);
+      lost[v] = R * splat(1 + 0x1p-9f);
+      whole[v] = (Y + R) * splat(1 + 0x1p-9f);
 #pragma GCC unroll 4
       for (int i = 0; i < PADDED / 4; ++i) {
         total = _mm512_dpbusd_epi32(total, _mm512_set1_epi8(1), own[i]);
         entries[i][v] = own[i];
       }
-      begins[v] = _mm512_sub_epi32(T, _mm512_slli_epi32(total, 7));
+      begins[v] = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(total, 7));
     }
   }
 };
 
-// Scores the codes of one panel for one row in float32; raises its best score and the best of all others, which is
-// that of a code within `slack` of the best where one is.
-template <int PADDED>
-FASTVQ_INLINE void score_row(const float* row, int64_t stride, const float* panel, int32_t first_code, float slack,
-                             float& best, int32_t& where, float& second) {
-  Floats score[VECTORS];
-#pragma GCC unroll 4
-  for (int v = 0; v < VECTORS; ++v) score[v] = load<Floats>(panel + v * LANES);
-#pragma GCC unroll 16
-  for (int d = 0; d < PADDED; ++d)
-#pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v)
-      score[v] = multiply_add(splat(row[d * stride]), load<Floats>(panel + (d + 1) * PANEL + v * LANES), score[v]);
-  Floats most = score[0];
-#pragma GCC unroll 4
-  for (int v = 1; v < VECTORS; ++v) most = maximum(score[v], most);
-  const float top = largest(most);
-  const Floats lowest = threshold(splat(top), splat(slack));
-  uint64_t near = 0, at = 0;
-#pragma GCC unroll 4
-  for (int v = 0; v < VECTORS; ++v) {
-    near |= uint64_t{bits(at_least(score[v], lowest))} << v * LANES;
-    at |= uint64_t{bits(at_least(score[v], splat(top)))} << v * LANES;
+// What a block of rows takes. Visits are what is left to score in float32: a panel and a row that some code of it may
+// be nearest to.
+struct ColumnScratch {
+  char* sets;               // (block / set) ByteSet
+  float* slacks;            // (block): of float32 scores
+  float* most;              // (panels, set): of one set, the largest upper bound of each panel
+  int32_t* visitors;        // (panels, width): rows
+  int32_t* counts;          // (panels)
+  int64_t together, width;  // rows whose visits are listed together, and room for them
+
+  void lay_out(Arena& arena, const PreparedCodes& call, int64_t padded, int64_t block) {
+    const int64_t rows = MOST_VISITS / call.panels / COLUMN_SET * COLUMN_SET;
+    together = rows < COLUMN_SET ? COLUMN_SET : rows < block ? rows : block;
+    width = together + LANES;
+    const size_t set = padded == 16 ? 2 * sizeof(ByteSet<16, 1>) : padded == 8 ? sizeof(ByteSet<8, 2>)
+                                                                                : sizeof(ByteSet<4, 2>);
+    sets = arena.take<char>(block / COLUMN_SET * static_cast<int64_t>(set));
+    slacks = arena.take<float>(block);
+    most = arena.take<float>(call.panels * COLUMN_SET);
+    visitors = arena.take<int32_t>(call.panels * width);
+    counts = arena.take<int32_t>(call.panels);
   }
-  // Without a branch, which nothing would foresee.
-  const bool better = top > best, several = (near & (near - 1)) != 0;
-  const float other = better && !several ? best : top;
-  second = other > second ? other : second;
-  where = better ? first_code + static_cast<int32_t>(__builtin_ctzll(at)) : where;
-  best = better ? top : best;
+};
+
+// The biases of the next panels in products of the rows' and the codes' steps.
+template <int PADDED>
+FASTVQ_INLINE void whole_biases(const float* packed, const float* columns, int64_t panels, float inverse,
+                                int32_t* biases) {
+  for (int64_t panel = 0; panel < panels && panel < AHEAD; ++panel, packed += (PADDED + 1) * PANEL) {
+    const Floats scale = splat(inverse * columns[panel * column_size(PADDED) + 1]);
+    for (int k = 0; k < PANEL; k += LANES, biases += LANES)
+      _mm512_store_si512(biases, _mm512_cvtps_epi32(maximum(load<Floats>(packed + k) * scale, splat(-MOST_STEPS))));
+  }
 }
 
-// The best code of every row of a set by float32 scores, and the best score of all others or, where that is out of the
-// question, something below. `most` holds (panels, SET); returns how many panels were scored.
+// Lists where the rows of a set, `first_row` and those after it, are to be scored.
 template <int PADDED, int VECS>
-static int64_t best_by_bytes(const GroupCodes& codes, const float* centred, const float* squares, const float* packed,
-                             const float* columns, int64_t panels, float* most, float* best, int32_t* where,
-                             float* second) {
+static void visit_by_bytes(const GroupCodes& codes, const ByteSet<PADDED, VECS>& rows, const float* squares,
+                           const float* packed, const float* columns, int64_t panels, int first_row, int count,
+                           const ColumnScratch& s) {
   constexpr int SET = VECS * LANES;
-  const ByteSet<PADDED, VECS> rows(codes, centred, squares);
   Floats least[VECS];
 #pragma GCC unroll 2
   for (int v = 0; v < VECS; ++v) least[v] = splat(-HUGE_VALF);
+  alignas(64) int32_t biases[AHEAD * PANEL];
   for (int64_t panel = 0; panel < panels; ++panel) {
-    const float* biases = packed + panel * (PADDED + 1) * PANEL;
     const float* column = columns + panel * column_size(PADDED);
-    const Floats step = splat(*column);
-    Floats unit[VECS], top[VECS];
+    if (panel % AHEAD == 0)
+      whole_biases<PADDED>(packed + panel * (PADDED + 1) * PANEL, column, panels - panel, rows.inverse, biases);
+    const int32_t* bias = biases + panel % AHEAD * PANEL;
+    const float unit = rows.step * column[0], norm = column[2], rounding = column[3];
+    __m512i top[VECS];
 #pragma GCC unroll 2
-    for (int v = 0; v < VECS; ++v) {
-      unit[v] = rows.steps[v] * step;
-      top[v] = splat(-HUGE_VALF);
-    }
-    column += LANES;
+    for (int v = 0; v < VECS; ++v) top[v] = _mm512_set1_epi32(INT32_MIN);
+    column += COLUMN_HEADER;
 #pragma GCC unroll 4
     for (int k = 0; k < PANEL; ++k) {
-      __m512i sums[VECS];
 #pragma GCC unroll 2
-      for (int v = 0; v < VECS; ++v) sums[v] = rows.begins[v];
+      for (int v = 0; v < VECS; ++v) {
+        __m512i sums = _mm512_set1_epi32(bias[k]);
 #pragma GCC unroll 4
-      for (int i = 0; i < PADDED / 4; ++i) {
-        const __m512i code = _mm512_castps_si512(_mm512_set1_ps(column[i * PANEL + k]));
-#pragma GCC unroll 2
-        for (int v = 0; v < VECS; ++v) add_products(sums[v], code, rows.entries[i][v]);
+        for (int i = 0; i < PADDED / 4; ++i)
+          add_products(sums, _mm512_castps_si512(_mm512_set1_ps(column[i * PANEL + k])), rows.entries[i][v]);
+        top[v] = _mm512_max_epi32(sums, top[v]);
       }
-#pragma GCC unroll 2
-      for (int v = 0; v < VECS; ++v)
-        top[v] = maximum(multiply_add(_mm512_cvtepi32_ps(sums[v]), unit[v], splat(biases[k])), top[v]);
     }
 #pragma GCC unroll 2
     for (int v = 0; v < VECS; ++v) {
-      store(most + panel * SET + v * LANES, top[v]);
-      least[v] = maximum(multiply_add(-rows.margins[v], step, top[v]), least[v]);
+      const Floats score = _mm512_cvtepi32_ps(_mm512_add_epi32(top[v], rows.begins[v])) * splat(unit);
+      const Floats margin = rows.lost[v] * splat(norm) + rows.whole[v] * splat(rounding) + splat(3 * unit);
+      store(s.most + panel * SET + v * LANES, score + margin);
+      least[v] = maximum(score - margin, least[v]);
     }
   }
-
-  Floats lowest[VECS];
-  float slacks[SET];
-#pragma GCC unroll 2
+  const __m512i numbers = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   for (int v = 0; v < VECS; ++v) {
-    const Floats square = load<Floats>(squares + v * LANES);
-    lowest[v] = threshold(least[v], slack_of(codes, codes.slack[BYTES], square, Floats{}));
-    store(slacks + v * LANES, slack_of(codes, codes.slack[SINGLES], square, Floats{}));
-  }
-  for (int r = 0; r < SET; ++r) {
-    best[r] = second[r] = -HUGE_VALF;
-    where[r] = 0;
-  }
-  int64_t scored = 0;
-  for (int64_t panel = 0; panel < panels; ++panel) {
-    uint64_t hits = 0;
-#pragma GCC unroll 2
-    for (int v = 0; v < VECS; ++v)
-      hits |= uint64_t{bits(at_least(load<Floats>(most + panel * SET + v * LANES), lowest[v]))} << v * LANES;
-    for (; hits; hits &= hits - 1, ++scored) {
-      const int r = __builtin_ctzll(hits);
-      score_row<PADDED>(centred + r, SET, packed + panel * (PADDED + 1) * PANEL, static_cast<int32_t>(panel * PANEL),
-                        slacks[r], best[r], where[r], second[r]);
+    const Floats slack = slack_of(codes, codes.slack[BYTES], load<Floats>(squares + v * LANES), Floats{});
+    const Floats lowest = threshold(least[v], slack);
+    const uint64_t present = ((uint64_t{1} << count) - 1) >> v * LANES & rows.safe[v];
+    const __m512i own = _mm512_add_epi32(_mm512_set1_epi32(first_row + v * LANES), numbers);
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const Floats bound = load<Floats>(s.most + panel * SET + v * LANES);
+      const auto hits = static_cast<__mmask16>(bits(at_least(bound, lowest)) & present);
+      int32_t& listed = s.counts[panel];
+      _mm512_storeu_si512(s.visitors + panel * s.width + listed, _mm512_maskz_compress_epi32(hits, own));
+      listed += __builtin_popcount(hits);
     }
   }
-  return scored;
+}
+
+// threshold() of one row.
+FASTVQ_INLINE float lowest_of(float best, float slack) {
+  const float lowest = best - slack;
+  return lowest - __builtin_fabsf(lowest) * 0x1p-22f - 0x1p-126f;
+}
+
+// Scores the codes of one panel for some rows in float32; raises each row's best score and the best of all others.
+// Where several codes are within its slack of the best, that one's score counts as both, and any of them is the best.
+template <int PADDED>
+static void score_rows(const float* centred, const float* panel, int32_t first_code, const int32_t* list, int count,
+                       const float* slacks, float* best, int32_t* where, float* second) {
+  Floats codes[PADDED + 1][VECTORS];
+#pragma GCC unroll 17
+  for (int d = 0; d <= PADDED; ++d)
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) codes[d][v] = load<Floats>(panel + d * PANEL + v * LANES);
+  for (int i = 0; i < count; ++i) {
+    const int32_t r = list[i];
+    const float* row = centred + r * PADDED;
+    Floats score[VECTORS];
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) score[v] = codes[0][v];
+#pragma GCC unroll 16
+    for (int d = 0; d < PADDED; ++d)
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; ++v) score[v] = multiply_add(splat(row[d]), codes[d + 1][v], score[v]);
+    Floats most = score[0];
+#pragma GCC unroll 4
+    for (int v = 1; v < VECTORS; ++v) most = maximum(score[v], most);
+    const float top = largest(most);
+    const Floats lowest = splat(lowest_of(top, slacks[r]));
+    uint64_t near = 0;
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) near |= uint64_t{bits(at_least(score[v], lowest))} << v * LANES;
+    // Selected bit by bit: nothing would foresee a branch.
+    const __m128 now = _mm_set_ss(top), before = _mm_load_ss(best + r);
+    const __m128i several = _mm_cvtsi32_si128(-static_cast<int32_t>((near & (near - 1)) != 0));
+    const __m128 other = _mm_blendv_ps(_mm_min_ss(before, now), now, _mm_castsi128_ps(several));
+    const int32_t better = _mm_cvtsi128_si32(_mm_castps_si128(_mm_cmpgt_ss(now, before)));
+    const int32_t code = first_code + static_cast<int32_t>(__builtin_ctzll(near));
+    _mm_store_ss(best + r, _mm_max_ss(now, before));
+    _mm_store_ss(second + r, _mm_max_ss(other, _mm_load_ss(second + r)));
+    where[r] ^= (where[r] ^ code) & better;
+  }
+}
+
+// The best codes of the rows `from` to `end` of a block, and the best scores of all others or, where these are out of
+// the question, something below. `centred` has the rows in columns, `lying` in rows; `prefetch` is called for each set.
+// Returns the number of visits.
+template <int PADDED, int VECS, class Prefetch>
+static int64_t best_by_columns(const GroupCodes& codes, const float* centred, const float* lying, const float* squares,
+                               int from, int end, const float* packed, const float* columns, int64_t panels,
+                               const Prefetch& prefetch, ColumnScratch& s, float* best, int32_t* where, float* second) {
+  constexpr int SET = VECS * LANES;
+  auto* sets = reinterpret_cast<ByteSet<PADDED, VECS>*>(s.sets);
+  for (int first = from; first < end; first += SET)
+    new (sets + first / SET) ByteSet<PADDED, VECS>(codes, centred + first * PADDED, squares + first);
+  for (int r = from; r < end; r += LANES) {
+    store(s.slacks + r, slack_of(codes, codes.slack[SINGLES], load<Floats>(squares + r), Floats{}));
+    store(best + r, splat(-HUGE_VALF));
+    store(second + r, splat(-HUGE_VALF));
+    store(where + r, Ints{});
+  }
+  int64_t visits = 0;
+  for (int first = from, last; first < end; first = last) {
+    last = end - first < s.together ? end : first + static_cast<int>(s.together);
+    std::memset(s.counts, 0, panels * sizeof(int32_t));
+    for (int r = first; r < last; r += SET) {
+      prefetch(r);
+      visit_by_bytes<PADDED, VECS>(codes, sets[r / SET], squares + r, packed, columns, panels, r,
+                                   last - r < SET ? last - r : SET, s);
+    }
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      if (s.counts[panel] == 0) continue;
+      visits += s.counts[panel];
+      score_rows<PADDED>(lying, packed + panel * (PADDED + 1) * PANEL, static_cast<int32_t>(panel * PANEL),
+                         s.visitors + panel * s.width, s.counts[panel], s.slacks, best, where, second);
+    }
+  }
+  return visits;
 }
 
 }  // namespace fastvq::cpu::FASTVQ_ISA

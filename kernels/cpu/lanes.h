@@ -10,6 +10,7 @@
 #include "dense.h"
 #include "levels.h"
 #include "rows.h"
+#include "stand.h"
 
 namespace fastvq::cpu::FASTVQ_ISA {
 
@@ -18,6 +19,7 @@ constexpr int64_t WIDEST = 16;
 #else
 constexpr int64_t WIDEST = 8;  // 16 rows would not fit the registers
 #endif
+constexpr int LARGEST_SET = 2 * LANES;
 constexpr int64_t LANE_BLOCK_ROWS = 512;
 constexpr int PANEL_COSTS = 24;  // vector operations that a row and panel take besides the products
 
@@ -29,7 +31,6 @@ constexpr int SET_VECTORS = PADDED == 16  ? 1
                             : LANES == 16 ? 2
                             : PADDED == 8 ? 1
                                           : 2;
-constexpr int LARGEST_SET = 2 * LANES;
 constexpr int BUNCH = LANES == 16 ? 4 : 2;  // codes scored at once: as many as the registers hold
 static_assert(PANEL % BUNCH == 0);
 
@@ -52,8 +53,11 @@ struct LaneScratch {
   float* thresholds;  // (block)
   int32_t* where;     // (block)
   float* chosen;      // (PADDED, set): the chosen codes; (AROUND, set): scores
-  float* most;        // (panels, set), for the pass in bytes
   int32_t* listed;    // (set, LISTED)
+  float* lying;       // (block, PADDED): centred rows, for the pass in bytes
+#if defined(__AVX512VNNI__)
+  ColumnScratch columns;
+#endif
   DenseScratch dense;
   ScanQueue queue;
 
@@ -70,52 +74,16 @@ struct LaneScratch {
     thresholds = arena.take<float>(block);
     where = arena.take<int32_t>(block);
     chosen = arena.take<float>(LARGEST_SET * padded);
-    most = arena.take<float>(call.column_size > 0 ? LARGEST_SET * call.panels : 0);
     listed = arena.take<int32_t>(LARGEST_SET * LISTED);
+    lying = arena.take<float>(call.column_size > 0 ? block * padded : 0);
+#if defined(__AVX512VNNI__)
+    if (call.column_size > 0) columns.lay_out(arena, call, padded, block);
+#endif
     dense.lay_out(arena, dim, block);
     queue.lay_out(arena, dim);
     return arena.used();
   }
 };
-
-// SET rows (each dim long) become columns of `out`, padded with zeros; missing rows repeat the last.
-template <int PADDED, int SET, bool WHOLE>
-FASTVQ_INLINE void stand_up(const float* const* rows, int count, int64_t dim, float* out) {
-  for (int r = 0; r < SET; r += 4) {
-    const float* row[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) row[i] = rows[r + i < count ? r + i : count - 1];
-#pragma GCC unroll 4
-    for (int d = 0; d < PADDED; d += 4) {
-      Quad q[4];
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) q[i] = WHOLE ? load<Quad>(row[i] + d) : load_quad(row[i], d, dim);
-      transpose_four(q);
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) store(out + (d + i) * SET + r, q[i]);
-    }
-  }
-}
-
-template <int PADDED, int SET>
-static void stand_up(const float* const* rows, int count, int64_t dim, float* out) {
-  if (dim == PADDED) stand_up<PADDED, SET, true>(rows, count, dim, out);
-  else stand_up<PADDED, SET, false>(rows, count, dim, out);
-}
-
-template <int PADDED, int SET>
-static void centre_set(const GroupCodes& codes, const float* shift, const float* given, float* centred,
-                       float* squares) {
-  for (int r = 0; r < SET; r += LANES) {
-    Floats square{};
-    for (int d = 0; d < PADDED; ++d) {
-      const Floats y = load<Floats>(given + d * SET + r) * splat(codes.row_scale) - splat(shift[d]);
-      square += y * y;
-      store(centred + d * SET + r, y);
-    }
-    store(squares + r, square);
-  }
-}
 
 // Several codes at a time, whose sums are independent; absent ones score minus infinity.
 template <int PADDED, Keep KEEP>
@@ -301,32 +269,40 @@ static int64_t search_sets(const Nearest& call, int64_t group, Level level, int 
   const float* code_rows = call.float_codes(group);
   const int64_t code_values = call.codebook.codes * call.x.dim;
   const int end = from + count;
+#if defined(__AVX512VNNI__)
+  const bool bytes = level == 0 && call.column_size > 0;
+#else
+  constexpr bool bytes = false;
+#endif
   for (int first = from; first < end; first += SET) {
+    const int rows = end - first < SET ? end - first : SET;
     float* given = s.given + first * PADDED;
-    stand_up<PADDED, SET>(s.rows.at + first, end - first < SET ? end - first : SET, call.x.dim, given);
+    stand_up<PADDED, SET>(s.rows.at + first, rows, call.x.dim, given);
     centre_set<PADDED, SET>(codes, shift, given, s.centred + first * PADDED, s.squares + first);
+    if (bytes) lay_down<PADDED>(codes, shift, s.rows.at + first, rows, call.x.dim, s.lying + first * PADDED);
   }
   const auto best_of = bunched<PADDED>(call) ? best_of_codes<PADDED, Keep::bunches>
                        : call.exact          ? best_of_codes<PADDED, Keep::runner_up>
                                              : best_of_codes<PADDED, Keep::best>;
-  [[maybe_unused]] const bool bytes = level == 0 && call.column_size > 0;
   int64_t effort = 0;
-  for (int first = from; first < end; first += SET) {
+  const auto prefetch = [&](int first) {
     // The same rows of the next group, which this worker takes next, lie a whole activation row apart: no hardware
     // prefetcher follows.
     for (int r = first; r < first + SET && r < end; ++r) __builtin_prefetch(s.rows.at[r] + call.x.group_stride);
     for (int64_t line = first; line < first + SET && line * 16 < code_values; ++line)
       __builtin_prefetch(code_rows + line * 16);
-    const float* centred = s.centred + first * PADDED;
+  };
 #if defined(__AVX512VNNI__)
-    if (bytes) {
-      const int64_t scored = best_by_bytes<PADDED, SET_VECTORS<PADDED>>(
-          codes, centred, s.squares + first, packed, call.columns_of(group, 0), call.panels, s.most, s.best + first,
-          s.where + first, s.second + first);
-      effort += (scored - SET) * (PADDED * VECTORS + PANEL_COSTS);
-      continue;
-    }
+  if (bytes) {
+    const int64_t visits = best_by_columns<PADDED, SET_VECTORS<PADDED>>(
+        codes, s.centred, s.lying, s.squares, from, end, packed, call.columns_of(group, 0), call.panels, prefetch,
+        s.columns, s.best, s.where, s.second);
+    effort = (visits - count) * (PADDED * VECTORS + PANEL_COSTS);
+  }
 #endif
+  for (int first = from; first < end && !bytes; first += SET) {
+    prefetch(first);
+    const float* centred = s.centred + first * PADDED;
     best_of(centred, packed, call.panels, s.best + first, s.where + first, s.second + first);
     if (bunched<PADDED>(call)) choose_codes<PADDED>(centred, packed, s.chosen, s.where + first, s.second + first);
   }

@@ -14,8 +14,6 @@
 
 namespace fastvq::cpu::FASTVQ_ISA {
 
-typedef float HalfFloats __attribute__((vector_size(2 * LANES)));
-
 #if defined(__AVX512F__)
 
 using Mask = __mmask16;

@@ -24,6 +24,7 @@ typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef double Doubles __attribute__((vector_size(4 * LANES)));
 typedef int64_t Longs __attribute__((vector_size(4 * LANES)));
+typedef float HalfFloats __attribute__((vector_size(2 * LANES)));
 typedef float Quad __attribute__((vector_size(16)));
 
 template <class Vector, class T>
@@ -74,23 +75,32 @@ FASTVQ_INLINE Quad load_quad(const float* row, int64_t d, int64_t dim) {
   return result;
 }
 
+#if defined(FASTVQ_SHUFFLES) && defined(__AVX512F__)
+
+FASTVQ_INLINE Floats joined(HalfFloats low, HalfFloats high) {
+  return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+
+// In each part of four lanes: four rows of four become four columns of four.
+FASTVQ_INLINE void transpose_parts(Floats& a, Floats& b, Floats& c, Floats& d) {
+  const Floats e = __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+  const Floats f = __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+  const Floats g = __builtin_shufflevector(c, d, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+  const Floats h = __builtin_shufflevector(c, d, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+  a = __builtin_shufflevector(e, g, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+  b = __builtin_shufflevector(e, g, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  c = __builtin_shufflevector(f, h, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+  d = __builtin_shufflevector(f, h, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+}
+
+#endif
+
 // LANES rows of LANES become as many columns.
 #if defined(FASTVQ_SHUFFLES) && defined(__AVX512F__)
 FASTVQ_INLINE void transpose(Floats (&v)[LANES]) {
   Floats w[LANES];
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    w[i] = __builtin_shufflevector(v[i], v[i + 1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
-    w[i + 1] = __builtin_shufflevector(v[i], v[i + 1], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 4)
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; ++j) {
-      const Floats a = w[i + j], b = w[i + j + 2];
-      v[i + 2 * j] = __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
-      v[i + 2 * j + 1] = __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-    }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) transpose_parts(v[i], v[i + 1], v[i + 2], v[i + 3]);
   // v[4 r + c] holds the columns c, c + 4, c + 8, c + 12 of the rows 4 r .. 4 r + 3.
 #pragma GCC unroll 4
   for (int c = 0; c < 4; ++c) {

@@ -227,6 +227,26 @@ def test_roundings_that_conspire(cpu, dim):
             assert (indices == 32).all()
 
 
+@pytest.mark.parametrize("dim", [6, 8, 12, 16])
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_rounding_rows_takes_nearly_what_the_bound_allows(cpu, dim, side):
+    """All that bytes take from a row lies along the nearest code and against the runner-up, which has its length."""
+    torch.manual_seed(dim)
+    rows, codes = 40, 128
+    x = torch.randint(-10, 10, (rows, dim)).double() + 0.4999  # but for the last digits whole once bytes have them
+    x[:, 0] = 127  # says how long a step is
+    x[:, 1] += 0.0001 * (dim - 2) - 0.4999
+    excess = x.sum(1, keepdim=True).round()
+    x[:, 2:] -= (excess / (dim - 2)).floor()
+    x[:, 1:2] -= excess - (dim - 2) * (excess / (dim - 2)).floor()
+    assert x.sum(1).abs().max() < 1e-6 and x.abs().max() == 127
+    lengths = 127 * (1 + torch.arange(codes, dtype=torch.float64) * 2.0**-18)
+    near, other = lengths[:, None].expand(codes, dim), -lengths[:, None].expand(codes, dim) * (1 + 2.0**-20)
+    codebook = torch.cat([near, other] if side > 0 else [other, near])
+    indices = assert_exact(cpu, x[None, None].float(), codebook[None].float())
+    assert (indices == (0 if side > 0 else codes)).all()
+
+
 @pytest.mark.parametrize("dim", [6, 12, 17, 64, 300])
 def test_codes_of_all_lengths(cpu, dim):
     """Each code has steps of its own: lengths over six decades, single large entries, codes that lie at the mean."""
