@@ -247,6 +247,24 @@ def test_rounding_rows_takes_nearly_what_the_bound_allows(cpu, dim, side):
     assert (indices == (0 if side > 0 else codes)).all()
 
 
+@pytest.mark.parametrize("dim", [6, 8, 12, 16])
+@pytest.mark.parametrize("near_panel", [0, 32])
+def test_rounding_codes_takes_nearly_what_the_bound_allows(cpu, dim, near_panel):
+    """Entries of 0.4999 beside 0.5001: bytes see a step's difference in each, along rows that they keep as they are."""
+    torch.manual_seed(dim)
+    near = torch.randint(-10, 10, (dim,)).double() + 0.4999
+    near[:2] = torch.tensor([127.0, 0.2])
+    other = near + 0.0002
+    other[:2] = torch.tensor([127.0, 0.2 - 0.0002 * (dim - 2) - 0.001])
+    fillers = torch.randn(127, dim, dtype=torch.float64)
+    fillers = torch.cat([fillers, -fillers]) - (near + other) / 254  # all codes' mean is zero
+    codebook = torch.empty(256, dim, dtype=torch.float64)
+    codebook[near_panel], codebook[32 - near_panel] = near, other
+    codebook[1:32], codebook[33:] = fillers[:31], fillers[31:]
+    x = torch.full((1, 1, 40, dim), 127.0)
+    assert (assert_exact(cpu, x, codebook[None].float()) == near_panel).all()
+
+
 @pytest.mark.parametrize("dim", [6, 12, 17, 64, 300])
 def test_codes_of_all_lengths(cpu, dim):
     """Each code has steps of its own: lengths over six decades, single large entries, codes that lie at the mean."""
