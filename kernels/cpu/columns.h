@@ -39,7 +39,8 @@ FASTVQ_INLINE __m512i join_bytes(__m512i a, __m512i b, __m512i c, __m512i d) {
   return _mm512_or_si512(ab, cd);
 }
 
-// LANES columns of `padded` values, `stride` apart, in steps: writes their entries and adds up what that took.
+// LANES columns of `padded` values, `stride` apart, in steps, 127 at most: writes their entries and adds up what that
+// took.
 template <int PADDED>
 FASTVQ_INLINE void column_bytes(const float* values, int64_t stride, float unit, __m512i (&entries)[PADDED / 4],
                                 Floats& lost) {
@@ -50,7 +51,7 @@ FASTVQ_INLINE void column_bytes(const float* values, int64_t stride, float unit,
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
       const Floats y = load<Floats>(values + (4 * i + j) * stride);
-      p[j] = _mm512_cvtps_epi32(y * inverse);
+      p[j] = _mm512_cvtps_epi32(minimum(maximum(y * inverse, splat(-127.0f)), splat(127.0f)));
       const Floats left = multiply_add(-_mm512_cvtepi32_ps(p[j]), step, y);
       lost += left * left;
     }
@@ -96,17 +97,26 @@ struct ByteSet {
 
   FASTVQ_INLINE ByteSet(const GroupCodes& codes, const float* centred, const float* squares) {
     const Floats factor = splat(codes.norm_factor), offset = splat(codes.norm_offset);
-    Floats largest_entry{};
+    Floats own[VECS], most{};
 #pragma GCC unroll 2
     for (int v = 0; v < VECS; ++v) {
-      Floats own{};
+      own[v] = Floats{};
 #pragma GCC unroll 16
       for (int d = 0; d < PADDED; ++d)
-        own = maximum(magnitude(load<Floats>(centred + (d * VECS + v) * LANES)), own);
+        own[v] = maximum(magnitude(load<Floats>(centred + (d * VECS + v) * LANES)), own[v]);
       safe[v] = bits(greater(splat(LARGEST_SQUARE), load<Floats>(squares + v * LANES)));
-      largest_entry = maximum(Floats(_mm512_maskz_mov_ps(static_cast<__mmask16>(safe[v]), own)), largest_entry);
+      own[v] = Floats(_mm512_maskz_mov_ps(static_cast<__mmask16>(safe[v]), own[v]));
+      most = maximum(own[v], most);
     }
-    step = step_of(fastvq::cpu::FASTVQ_ISA::largest(largest_entry));
+    float largest_entry = largest(most);
+    const auto beyond = [&](float limit) {
+      int rows = 0;
+      for (int v = 0; v < VECS; ++v) rows += __builtin_popcount(bits(greater(own[v], splat(limit))));
+      return rows;
+    };
+    // A few far larger rows are cut off, which their R tells, lest all others lose what bytes can say.
+    for (int halved = 0; halved < 16 && beyond(largest_entry / 2) <= VECS * LANES / 8; ++halved) largest_entry /= 2;
+    step = step_of(largest_entry);
     step = step > codes.least_step ? step : codes.least_step;
     inverse = 1 / step;
 #pragma GCC unroll 2
