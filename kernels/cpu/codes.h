@@ -362,12 +362,12 @@ static void bound_bytes(const PreparedCodes& call, int64_t group) {
   codes.steps_lost = static_cast<float>(__builtin_sqrt(steps_lost * codes.norm_factor));
 }
 
-// The least step of rows with which no bias is more than 2^24 products of two steps.
+// The least step of rows with which no bias is more than 2^21 products of two steps.
 static void bound_columns(const PreparedCodes& call, int64_t group) {
   double least_step = 0;
-  for (int64_t panel = 0; panel < call.panels; ++panel) {
+  for (int64_t panel = 0; panel < call.panels && call.metric == Metric::l2; ++panel) {
     const double bias = double(call.panel_square[group * call.panels + panel]) / 2;
-    const double step = bias * 0x1p-24 * double(call.columns_of(group, panel)[1]);
+    const double step = bias * 0x1p-21 * double(call.columns_of(group, panel)[1]);
     least_step = step > least_step ? step : least_step;
   }
   call.groups[group].least_step = static_cast<float>((1 + 0x1p-20) * least_step);

@@ -3,15 +3,17 @@
 // As in bytes.h a row is y^ = s p + what rounding took (norm R), a code e^_k = t q_k + what rounding took. Here a set
 // of rows has one step s and a panel of codes one step t, so that a bias is a whole number of s t,
 //   b_k = round(bias_k / (s t)),   |bias_k - s t b_k| <= 2 s t,
-// and Z_k = b_k + p.q_k takes no arithmetic but that of int32. (The quotient is off by 2^-22 of its value, which s
-// keeps below 2^24: GroupCodes::least_step.) With A and B the largest norms, in a panel, of e^_k and of what rounding
-// took:
+// and Z_k = b_k + p.q_k takes no arithmetic but that of int32. (The quotient has four roundings: it is off by 2^-21 of
+// its value, which s keeps below 2^21: GroupCodes::least_step.) With A and B the largest norms, in a panel, of e^_k and
+// of what rounding took:
 //   |s t Z_k - S_k| <= W = R A + (Y + R) B + 2 s t   besides the roundings of y^ and e^ in nearest.h.
 // A row keeps of a panel m = s t max Z_k: all its scores lie below m + W, the best one above m - W. Panels whose m + W
 // reaches the largest m - W, less the slack, are scored in float32: those left out hold no code that the oracle prefers
 // to the best code of the panel that has it. Among all others the argument of nearest.h decides.
-// R, Y + R, A and B are inflated by 2^-9 or 2^-10 and one s t is added, which covers all roundings of W. m has three
-// and its sum with W a fourth: 4.1 u (|m| + W), where |m| <= Y E + E^2/2 + W. The slack of bytes.h has room for that.
+// R may be any size: rows far larger than the others of their set are cut off at 127 steps. m has three roundings and
+// its sum with W a fourth: 4.1 u (|m| + W), where |m| <= Y E + E^2/2 + W. The slack of bytes.h has room for what is of
+// Y E and E^2/2; what is of W is covered, as the roundings of W itself, by the inflation of R, Y + R, A and B (2^-9 or
+// 2^-10) and by one s t more.
 #pragma once
 
 #include <new>
@@ -28,7 +30,8 @@ constexpr int64_t COLUMN_HEADER = LANES;
 constexpr int COLUMN_SET = 2 * LANES;  // rows of a set at most
 constexpr int64_t MOST_VISITS = 1 << 15;  // that are listed
 constexpr int64_t AHEAD = 16;  // panels whose biases are made together: the products that follow read them at once
-constexpr float MOST_STEPS = 0x1p30f;  // of an absent code's bias
+constexpr float MOST_STEPS = 0x1p30f;             // of an absent code's bias
+constexpr int32_t FEWEST_STEPS = int32_t{1} << 29;  // only of those
 FASTVQ_INLINE int64_t column_size(int64_t padded) { return COLUMN_HEADER + padded / 4 * PANEL; }
 
 // Entries of four bytes each from four vectors of whole numbers in [-128, 127].
@@ -122,16 +125,16 @@ struct ByteSet {
 #pragma GCC unroll 2
     for (int v = 0; v < VECS; ++v) {
       Floats squares_lost{};
-      __m512i own[PADDED / 4], total = _mm512_setzero_si512();
-      column_bytes<PADDED>(centred + v * LANES, VECS * LANES, step, own, squares_lost);
+      __m512i quads[PADDED / 4], total = _mm512_setzero_si512();
+      column_bytes<PADDED>(centred + v * LANES, VECS * LANES, step, quads, squares_lost);
       const Floats Y = square_root((load<Floats>(squares + v * LANES) + offset) * factor);
       const Floats R = square_root((squares_lost + offset) * factor);
       lost[v] = R * splat(1 + 0x1p-9f);
       whole[v] = (Y + R) * splat(1 + 0x1p-9f);
 #pragma GCC unroll 4
       for (int i = 0; i < PADDED / 4; ++i) {
-        total = _mm512_dpbusd_epi32(total, _mm512_set1_epi8(1), own[i]);
-        entries[i][v] = own[i];
+        total = _mm512_dpbusd_epi32(total, _mm512_set1_epi8(1), quads[i]);
+        entries[i][v] = quads[i];
       }
       begins[v] = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(total, 7));
     }
@@ -209,7 +212,8 @@ static void visit_by_bytes(const GroupCodes& codes, const ByteSet<PADDED, VECS>&
       const Floats score = _mm512_cvtepi32_ps(_mm512_add_epi32(top[v], rows.begins[v])) * splat(unit);
       const Floats margin = rows.lost[v] * splat(norm) + rows.whole[v] * splat(rounding) + splat(3 * unit);
       store(s.most + panel * SET + v * LANES, score + margin);
-      least[v] = maximum(score - margin, least[v]);
+      const __mmask16 present = _mm512_cmpgt_epi32_mask(top[v], _mm512_set1_epi32(-FEWEST_STEPS));
+      least[v] = _mm512_mask_max_ps(least[v], present, least[v], score - margin);
     }
   }
   const __m512i numbers = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -285,7 +289,8 @@ static int64_t best_by_columns(const GroupCodes& codes, const float* centred, co
   auto* sets = reinterpret_cast<ByteSet<PADDED, VECS>*>(s.sets);
   for (int first = from; first < end; first += SET)
     new (sets + first / SET) ByteSet<PADDED, VECS>(codes, centred + first * PADDED, squares + first);
-  for (int r = from; r < end; r += LANES) {
+  // Whole sets: what comes next reads them whole.
+  for (int r = from; r < from + round_up(end - from, SET); r += LANES) {
     store(s.slacks + r, slack_of(codes, codes.slack[SINGLES], load<Floats>(squares + r), Floats{}));
     store(best + r, splat(-HUGE_VALF));
     store(second + r, splat(-HUGE_VALF));

@@ -51,7 +51,7 @@ void pull_as(const CommitmentGrad& call, int64_t first, int64_t last, IndexRange
       const T* codes = static_cast<const T*>(codebook.data) + group * codebook.group_stride;
       const T* code = codes + k * codebook.code_stride;
       // Codes lie anywhere: the next row's is fetched meanwhile.
-      if (r2 + 1 < x.rows2) __builtin_prefetch(codes + index[indices.stride2] * codebook.code_stride);
+      if (r2 + 1 < x.rows2) fetch_row(codes, index[indices.stride2], codebook.code_stride);
       pull_row(grad, row_of<T>(x, group, r1, r2), inside ? code : nullptr, static_cast<T>(call.scale), x.dim, to);
     }
   }

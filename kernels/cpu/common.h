@@ -35,6 +35,13 @@ struct Grid {
 FASTVQ_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 FASTVQ_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+// Fetches the row of an index that nobody has checked yet: no address may harm.
+template <class T>
+FASTVQ_INLINE void fetch_row(const T* rows, int64_t index, int64_t stride) {
+  const auto offset = static_cast<uintptr_t>(index) * static_cast<uintptr_t>(stride) * sizeof(T);
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(rows) + offset));
+}
+
 // Hands out 64-byte aligned parts of one allocation. Over a null base it only measures.
 class Arena {
  public:

@@ -71,8 +71,7 @@ void gather_short(const Lookup& call, int64_t first, int64_t last, IndexRange& s
         const T* from = codes + (inside ? code * call.code_stride : 0);
         // Codes lie anywhere: the next group's is fetched meanwhile.
         if (group + 1 < call.groups)
-          __builtin_prefetch(codes + call.group_stride +
-                             indices[i][(group + 1) * call.indices.group_stride] * call.code_stride);
+          fetch_row(codes + call.group_stride, indices[i][(group + 1) * call.indices.group_stride], call.code_stride);
 #pragma GCC unroll 4
         for (int v = 0; v < COUNT; ++v)
           store(to + i * row_values + v * width, inside ? Vector{} + load<Vector>(from + v * width) : Vector{});

@@ -84,7 +84,7 @@ struct GroupCodes {  // one group's codebook, ready for the coarse pass
   float code_square;               // E^2
   float given_norm;                // C
   float steps_long, steps_lost;    // at most, of any code in its own steps: its norm, and what rounding to bytes took
-  float least_step;                // of rows, for columns: no bias takes more than 2^24 products of two steps
+  float least_step;                // of rows, for columns: no bias is more than 2^21 products of two steps
   float least_bias;                // below it codes are outliers
   float near_square;               // computed squares of rows below it are near enough to ignore outliers
   Slack given;                     // dot: of float32 scores on the codes as they are given

@@ -94,11 +94,12 @@ int64_t sum_by_code(const SegmentSum& call, int workers) {
 
 int64_t sum_by_slice(const SegmentSum& call, int workers) {
   const SegmentKernels& isa = *kernels().segment;
-  const int64_t groups = call.x.groups, slices = ceil_div(call.x.dim, SLICE);
+  const int64_t groups = call.x.groups;
+  const int64_t slices = call.x.dim > 0 ? ceil_div(call.x.dim, SLICE) : 1;  // there is always something to count
   const int64_t group_bytes = isa.slice_scratch_bytes(call);
-  int64_t together = ceil_div(groups * slices, TASKS_EACH * workers);
+  const int64_t share = ceil_div(groups * slices, TASKS_EACH * workers);
   const int64_t most = SLICE_BYTES / group_bytes;
-  together = together < most ? together : most > 1 ? most : 1;
+  const int64_t together = share < 1 || most < 1 ? 1 : share < most ? share : most;
   const int64_t bunches = ceil_div(groups, together);
   const Memory scratch(workers * together * group_bytes);
   const Ranges seen(workers);

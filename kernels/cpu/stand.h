@@ -81,7 +81,7 @@ static void centre_set(const GroupCodes& codes, const float* shift, const float*
   }
 }
 
-// Centres rows where they lie.
+// Centres rows where they lie; `count` of them, and no more.
 template <int PADDED>
 static void lay_down(const GroupCodes& codes, const float* shift, const float* const* rows, int count, int64_t dim,
                      float* out) {

@@ -239,7 +239,8 @@ def test_rounding_rows_takes_nearly_what_the_bound_allows(cpu, dim, side):
     excess = x.sum(1, keepdim=True).round()
     x[:, 2:] -= (excess / (dim - 2)).floor()
     x[:, 1:2] -= excess - (dim - 2) * (excess / (dim - 2)).floor()
-    assert x.sum(1).abs().max() < 1e-6 and x.abs().max() == 127
+    assert x.sum(1).abs().max() < 1e-6
+    assert x.abs().max() == 127
     lengths = 127 * (1 + torch.arange(codes, dtype=torch.float64) * 2.0**-18)
     near, other = lengths[:, None].expand(codes, dim), -lengths[:, None].expand(codes, dim) * (1 + 2.0**-20)
     codebook = torch.cat([near, other] if side > 0 else [other, near])
@@ -250,7 +251,7 @@ def test_rounding_rows_takes_nearly_what_the_bound_allows(cpu, dim, side):
 @pytest.mark.parametrize("dim", [6, 8, 12, 16])
 @pytest.mark.parametrize("near_panel", [0, 32])
 def test_rounding_codes_takes_nearly_what_the_bound_allows(cpu, dim, near_panel):
-    """Entries of 0.4999 beside 0.5001: bytes see a step's difference in each, along rows that they keep as they are."""
+    """Entries of 0.4999 beside 0.5001: bytes see a step between them, along rows that they keep as they are."""
     torch.manual_seed(dim)
     near = torch.randint(-10, 10, (dim,)).double() + 0.4999
     near[:2] = torch.tensor([127.0, 0.2])

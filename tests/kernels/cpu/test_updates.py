@@ -22,6 +22,15 @@ def test_segment_sum(cpu, dim, dtype):
             assert torch.equal(actual, expected)
 
 
+@pytest.mark.parametrize(("groups", "rows", "dim"), [(0, 5, 8), (2, 0, 8), (37, 21, 8), (9, 300, 3)])
+def test_segment_sum_of_any_groups(cpu, groups, rows, dim):
+    """Narrow groups are summed several at a time."""
+    torch.manual_seed(groups)
+    x, indices = torch.randn(groups, 1, rows, dim), torch.randint(-1, 100, (groups, 1, rows))
+    for found, wanted in zip(cpu.segment_sum(x, indices, 100), reference.segment_sum(x, indices, 100), strict=True):
+        assert torch.equal(found, wanted)
+
+
 def test_segment_sum_of_any_strides(cpu):
     torch.manual_seed(0)
     feature_map = torch.randn(3, 24, 10)
