@@ -20,18 +20,20 @@
 
 #include "bytes.h"
 #include "rows.h"
+#include "stand.h"
 
 #if defined(__AVX512VNNI__)
 
 namespace fastvq::cpu::FASTVQ_ISA {
 
-// Of a panel: its step, 1 / step, then its codes' bytes plus 128, a row of entries for each four of the PADDED values.
-constexpr int64_t COLUMN_HEADER = LANES;
-constexpr int COLUMN_SET = 2 * LANES;  // rows of a set at most
-constexpr int64_t MOST_VISITS = 1 << 15;  // that are listed
+constexpr int64_t MOST_VISITS = 1 << 15;  // that are listed together
 constexpr int64_t AHEAD = 16;  // panels whose biases are made together: the products that follow read them at once
-constexpr float MOST_STEPS = 0x1p30f;             // of an absent code's bias
-constexpr int32_t FEWEST_STEPS = int32_t{1} << 29;  // only of those
+constexpr float ABSENT_STEPS = 0x1p30f;           // minus the bias of an absent code
+constexpr int32_t ABSENT = -(int32_t{1} << 29);  // what only absent codes score below
+
+// Of a panel: its step t, 1 / t, A and B, then its codes' bytes plus 128, a row of entries for each four of the PADDED
+// values.
+constexpr int64_t COLUMN_HEADER = LANES;
 FASTVQ_INLINE int64_t column_size(int64_t padded) { return COLUMN_HEADER + padded / 4 * PANEL; }
 
 // Entries of four bytes each from four vectors of whole numbers in [-128, 127].
@@ -152,14 +154,13 @@ struct ColumnScratch {
   int64_t together, width;  // rows whose visits are listed together, and room for them
 
   void lay_out(Arena& arena, const PreparedCodes& call, int64_t padded, int64_t block) {
-    const int64_t rows = MOST_VISITS / call.panels / COLUMN_SET * COLUMN_SET;
-    together = rows < COLUMN_SET ? COLUMN_SET : rows < block ? rows : block;
+    const int64_t rows = MOST_VISITS / call.panels / LARGEST_SET * LARGEST_SET;
+    together = rows < LARGEST_SET ? LARGEST_SET : rows < block ? rows : block;
     width = together + LANES;
-    const size_t set = padded == 16 ? 2 * sizeof(ByteSet<16, 1>) : padded == 8 ? sizeof(ByteSet<8, 2>)
-                                                                                : sizeof(ByteSet<4, 2>);
-    sets = arena.take<char>(block / COLUMN_SET * static_cast<int64_t>(set));
+    const size_t set = padded == 8 ? sizeof(ByteSet<8, 2>) : 2 * sizeof(ByteSet<16, 1>);
+    sets = arena.take<char>(block / LARGEST_SET * static_cast<int64_t>(set));
     slacks = arena.take<float>(block);
-    most = arena.take<float>(call.panels * COLUMN_SET);
+    most = arena.take<float>(call.panels * LARGEST_SET);
     visitors = arena.take<int32_t>(call.panels * width);
     counts = arena.take<int32_t>(call.panels);
   }
@@ -172,7 +173,7 @@ FASTVQ_INLINE void whole_biases(const float* packed, const float* columns, int64
   for (int64_t panel = 0; panel < panels && panel < AHEAD; ++panel, packed += (PADDED + 1) * PANEL) {
     const Floats scale = splat(inverse * columns[panel * column_size(PADDED) + 1]);
     for (int k = 0; k < PANEL; k += LANES, biases += LANES)
-      _mm512_store_si512(biases, _mm512_cvtps_epi32(maximum(load<Floats>(packed + k) * scale, splat(-MOST_STEPS))));
+      _mm512_store_si512(biases, _mm512_cvtps_epi32(maximum(load<Floats>(packed + k) * scale, splat(-ABSENT_STEPS))));
   }
 }
 
@@ -212,7 +213,7 @@ static void visit_by_bytes(const GroupCodes& codes, const ByteSet<PADDED, VECS>&
       const Floats score = _mm512_cvtepi32_ps(_mm512_add_epi32(top[v], rows.begins[v])) * splat(unit);
       const Floats margin = rows.lost[v] * splat(norm) + rows.whole[v] * splat(rounding) + splat(3 * unit);
       store(s.most + panel * SET + v * LANES, score + margin);
-      const __mmask16 present = _mm512_cmpgt_epi32_mask(top[v], _mm512_set1_epi32(-FEWEST_STEPS));
+      const __mmask16 present = _mm512_cmpgt_epi32_mask(top[v], _mm512_set1_epi32(ABSENT));
       least[v] = _mm512_mask_max_ps(least[v], present, least[v], score - margin);
     }
   }
@@ -230,12 +231,6 @@ static void visit_by_bytes(const GroupCodes& codes, const ByteSet<PADDED, VECS>&
       listed += __builtin_popcount(hits);
     }
   }
-}
-
-// threshold() of one row.
-FASTVQ_INLINE float lowest_of(float best, float slack) {
-  const float lowest = best - slack;
-  return lowest - __builtin_fabsf(lowest) * 0x1p-22f - 0x1p-126f;
 }
 
 // Scores the codes of one panel for some rows in float32; raises each row's best score and the best of all others.
@@ -262,7 +257,7 @@ static void score_rows(const float* centred, const float* panel, int32_t first_c
 #pragma GCC unroll 4
     for (int v = 1; v < VECTORS; ++v) most = maximum(score[v], most);
     const float top = largest(most);
-    const Floats lowest = splat(lowest_of(top, slacks[r]));
+    const Floats lowest = splat(threshold(top, slacks[r]));
     uint64_t near = 0;
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) near |= uint64_t{bits(at_least(score[v], lowest))} << v * LANES;

@@ -19,7 +19,6 @@ constexpr int64_t WIDEST = 16;
 #else
 constexpr int64_t WIDEST = 8;  // 16 rows would not fit the registers
 #endif
-constexpr int LARGEST_SET = 2 * LANES;
 constexpr int64_t LANE_BLOCK_ROWS = 512;
 constexpr int PANEL_COSTS = 24;  // vector operations that a row and panel take besides the products
 
@@ -270,7 +269,7 @@ static int64_t search_sets(const Nearest& call, int64_t group, Level level, int 
   const int64_t code_values = call.codebook.codes * call.x.dim;
   const int end = from + count;
 #if defined(__AVX512VNNI__)
-  const bool bytes = level == 0 && call.column_size > 0;
+  const bool bytes = PADDED > 4 && level == 0 && call.column_size > 0;
 #else
   constexpr bool bytes = false;
 #endif

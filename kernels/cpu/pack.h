@@ -52,7 +52,7 @@ static void pack_codes(const PreparedCodes& call, int64_t group, int64_t panel) 
 #if defined(__AVX512VNNI__)
   if (call.column_size == 0) return;
   const int64_t padded = call.depth[0];
-  const auto pack = padded == 4 ? pack_columns<4> : padded == 8 ? pack_columns<8> : pack_columns<16>;
+  const auto pack = padded == 8 ? pack_columns<8> : pack_columns<16>;
   pack(call.panel_of(0, group, panel), call.codebook.dim, call.columns_of(group, panel));
 #endif
 }

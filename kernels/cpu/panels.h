@@ -117,7 +117,8 @@ static void sweep(int first_row, int64_t first_panel, int64_t panels, const floa
     if constexpr (Pass::FORMAT == BYTES) {
       float tops[LANES];
       store(tops, top);
-      for (uint32_t up = bits(at_least(top, maximum(threshold(all, slack), any))) & ((1u << ROWS) - 1); up; up &= up - 1) {
+      const Floats least_of_use = maximum(threshold(all, slack), any);
+      for (uint32_t up = bits(at_least(top, least_of_use)) & ((1u << ROWS) - 1); up; up &= up - 1) {
         const int r = __builtin_ctz(up);
         const float least = lower_bound<Pass, KEPT>(tops[r], s.extras[base + r], most + (r0 + r) * LANES, kept,
                                                     packed, panel_size);
@@ -161,7 +162,7 @@ static void sweep(int first_row, int64_t first_panel, int64_t panels, const floa
 template <int KEPT>
 static void finish_row(const Nearest& call, int64_t group, Level level, int r, int64_t number, const float* row,
                        PanelScratch& s, int64_t& rescored) {
-  const float lowest = threshold(splat(s.tops[r]), splat(s.slacks[r]))[0];
+  const float lowest = threshold(s.tops[r], s.slacks[r]);
   int32_t* slots = s.slots + r * LISTED;
   const int slot_count = drop_below(lowest, s.scores + r * LISTED, slots, s.counts[r]);
   int32_t list[LISTED * VECTORS];

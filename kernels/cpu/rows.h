@@ -27,6 +27,10 @@ FASTVQ_INLINE Floats threshold(Floats best, Floats slack) {
   const Floats lowest = best - slack;
   return lowest - magnitude(lowest) * splat(0x1p-22f) - splat(0x1p-126f);
 }
+FASTVQ_INLINE float threshold(float best, float slack) {
+  const float lowest = best - slack;
+  return lowest - __builtin_fabsf(lowest) * 0x1p-22f - 0x1p-126f;
+}
 
 FASTVQ_INLINE double distance_of(const Nearest& call, double cost) {
   return call.metric == Metric::l2 ? cost : call.metric == Metric::dot ? -cost : 1 + cost;

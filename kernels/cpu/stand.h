@@ -6,6 +6,8 @@
 
 namespace fastvq::cpu::FASTVQ_ISA {
 
+constexpr int LARGEST_SET = 2 * LANES;  // rows that stand side by side at most
+
 // LANES rows (each dim long) become columns of `out`, `SET` apart, padded with zeros; missing rows repeat the last.
 template <int PADDED, int SET, bool WHOLE>
 FASTVQ_INLINE void stand_up(const float* const* rows, int count, int64_t dim, float* out) {
