@@ -1,13 +1,11 @@
 #include "residual_sum.h"
 
-#include "load.h"
-#include "simd.h"
+#include "wide.h"
 
 namespace fastvq::cpu::FASTVQ_ISA {
 namespace {
 
 constexpr int64_t CHUNK_ROWS = 1024;  // whose residuals one walk over the stages keeps
-constexpr int WIDTH = LANES / 2;      // float64 lanes
 
 template <class T>
 struct SliceScratch {
@@ -23,7 +21,7 @@ struct SliceScratch {
   int64_t lay_out(char* base, const ResidualSum& call) {
     Arena arena(base);
     const int64_t codes_in_all = call.codebooks.stages * call.codebooks.codes;
-    step = round_up(call.width, WIDTH);
+    step = round_up(call.width, WIDE);
     indices = arena.take<const int64_t*>(CHUNK_ROWS);
     offsets = arena.take<int64_t>(CHUNK_ROWS);
     numbers = arena.take<int64_t>(CHUNK_ROWS);
@@ -34,13 +32,6 @@ struct SliceScratch {
     return arena.used();
   }
 };
-
-template <class T>
-struct NarrowOf {
-  typedef T type __attribute__((vector_size(WIDTH * sizeof(T))));
-};
-template <class T>
-using Narrow = typename NarrowOf<T>::type;  // as many values as Doubles has
 
 // Adds a chunk's residuals to the sums of one stage and leaves the next stage's.
 template <class T>
@@ -59,10 +50,9 @@ void add_stage(const ResidualSum& call, int64_t stage, int count, SliceScratch<T
     T* residual = s.residuals + r * step;
     const T* chosen = all_codes + code * step;
     double* sum = all_sums + code * step;
-    for (int64_t d = 0; d < step; d += WIDTH) {
-      const Narrow<T> value = load<Narrow<T>>(residual + d);
-      store(sum + d, load<Doubles>(sum + d) + __builtin_convertvector(value, Doubles));
-      store(residual + d, value - load<Narrow<T>>(chosen + d));
+    for (int64_t d = 0; d < step; d += WIDE) {
+      store(sum + d, add_wide(load<Wide>(sum + d), residual + d));
+      store(residual + d, load<Narrow<T>>(residual + d) - load<Narrow<T>>(chosen + d));
     }
   }
 }
@@ -106,7 +96,7 @@ void sum_slice_as(const ResidualSum& call, int64_t group, int64_t slice, char* s
     const double* sum = s.sums + k * s.step;
     T* to = sums + k * x.dim;
     int64_t d = 0;
-    for (; d + WIDTH <= width; d += WIDTH) store(to + d, __builtin_convertvector(load<Doubles>(sum + d), Narrow<T>));
+    for (; d + WIDE <= width; d += WIDE) store_narrow(to + d, load<Wide>(sum + d));
     for (; d < width; ++d) to[d] = static_cast<T>(sum[d]);
   }
   if (slice == 0)

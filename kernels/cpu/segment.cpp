@@ -1,25 +1,9 @@
 #include "segment.h"
 
-#include "load.h"
-#include "simd.h"
+#include "wide.h"
 
 namespace fastvq::cpu::FASTVQ_ISA {
 namespace {
-
-constexpr int WIDTH = LANES / 2;
-typedef float Narrow __attribute__((vector_size(2 * LANES)));
-
-template <class Source>
-FASTVQ_INLINE Doubles load_wide(const Source* from) {
-  if constexpr (sizeof(Source) == 4) return __builtin_convertvector(load<Narrow>(from), Doubles);
-  if constexpr (sizeof(Source) == 8) return load<Doubles>(from);
-  double values[WIDTH];
-  for (int d = 0; d < WIDTH; ++d) values[d] = widen(from[d]);
-  return load<Doubles>(values);
-}
-
-FASTVQ_INLINE void store_sums(float* to, Doubles sums) { store(to, __builtin_convertvector(sums, Narrow)); }
-FASTVQ_INLINE void store_sums(double* to, Doubles sums) { store(to, sums); }
 
 // Sums one slice of `width` columns of some groups, padded to `step` doubles a code. Whole vectors of float32 are read
 // in place. Groups lie side by side in a row, but rows far apart, so those to come are fetched ahead.
@@ -30,7 +14,7 @@ void sum_slice_of(const SegmentSum& call, int64_t first_group, int64_t groups, i
   const Rows& x = call.x;
   const Grid<const int64_t>& indices = call.indices;
   const int64_t first = slice * SLICE, width = x.dim - first < SLICE ? x.dim - first : SLICE;
-  const int64_t step = round_up(width, WIDTH), table = call.codes * (step + 1);
+  const int64_t step = round_up(width, WIDE), table = call.codes * (step + 1);
   auto* sums = reinterpret_cast<double*>(scratch);
   for (int64_t i = 0; i < groups * table; ++i) sums[i] = 0;
 
@@ -58,11 +42,10 @@ void sum_slice_of(const SegmentSum& call, int64_t first_group, int64_t groups, i
         double* to = own + code * step;
         own[call.codes * step + code] += 1;
         if (direct) {
-          for (int64_t d = 0; d < step; d += WIDTH)
-            store(to + d, load<Doubles>(to + d) + __builtin_convertvector(load<Narrow>(from + d), Doubles));
+          for (int64_t d = 0; d < step; d += WIDE) store(to + d, add_wide(load<Wide>(to + d), from + d));
         } else {
           for (int64_t d = 0; d < width; ++d) values[d] = widen(from[d * x.dim_stride]);
-          for (int64_t d = 0; d < step; d += WIDTH) store(to + d, load<Doubles>(to + d) + load<Doubles>(values + d));
+          for (int64_t d = 0; d < step; d += WIDE) store(to + d, load<Wide>(to + d) + load<Wide>(values + d));
         }
       }
     }
@@ -72,7 +55,7 @@ void sum_slice_of(const SegmentSum& call, int64_t first_group, int64_t groups, i
     Out* out = static_cast<Out*>(call.sums) + g * call.codes * x.dim + first;
     for (int64_t k = 0; k < call.codes; ++k) {
       int64_t d = 0;
-      for (; d + WIDTH <= width; d += WIDTH) store_sums(out + k * x.dim + d, load<Doubles>(sums + k * step + d));
+      for (; d + WIDE <= width; d += WIDE) store_narrow(out + k * x.dim + d, load<Wide>(sums + k * step + d));
       for (; d < width; ++d) out[k * x.dim + d] = static_cast<Out>(sums[k * step + d]);
     }
     if (slice == 0)
@@ -81,21 +64,23 @@ void sum_slice_of(const SegmentSum& call, int64_t first_group, int64_t groups, i
   }
 }
 
+constexpr int MOST = LANES == 16 ? 16 : 8;  // vectors of one code: half of the registers there are
+
 // Sums COUNT vectors of one code's rows in registers. The rows lie anywhere: those to come are fetched ahead, also the
 // next codes', as far as offsets are `listed`.
 template <int COUNT, class Source, class Out>
 FASTVQ_INLINE void sum_columns(const Source* x, const int64_t* offsets, int64_t count, int64_t listed, Out* out) {
   constexpr int64_t AHEAD = 6, LINE = 64 / sizeof(Source);
-  Doubles sums[COUNT] = {};
+  Wide sums[COUNT] = {};
   for (int64_t i = 0; i < count; ++i) {
     const Source* row = x + offsets[i];
     const Source* later = x + offsets[i + AHEAD < listed ? i + AHEAD : listed - 1];
-    for (int64_t d = 0; d < COUNT * WIDTH; d += LINE) __builtin_prefetch(later + d);
-#pragma GCC unroll 8
-    for (int v = 0; v < COUNT; ++v) sums[v] += load_wide(row + v * WIDTH);
+    for (int64_t d = 0; d < COUNT * WIDE; d += LINE) __builtin_prefetch(later + d);
+#pragma GCC unroll 16
+    for (int v = 0; v < COUNT; ++v) sums[v] = add_wide(sums[v], row + v * WIDE);
   }
-#pragma GCC unroll 8
-  for (int v = 0; v < COUNT; ++v) store_sums(out + v * WIDTH, sums[v]);
+#pragma GCC unroll 16
+  for (int v = 0; v < COUNT; ++v) store_narrow(out + v * WIDE, sums[v]);
 }
 
 template <class Source, class Out>
@@ -110,9 +95,9 @@ void sum_codes_of(const SegmentSum& call, const CodeOrder& order, int64_t group,
     const int64_t* own = offsets + starts[k];
     const int64_t listed = starts[codes] - starts[k];
     int64_t d = 0;
-    for (; d + 8 * WIDTH <= dim; d += 8 * WIDTH) sum_columns<8>(x + d, own, count, listed, out + d);
-    for (; d + 4 * WIDTH <= dim; d += 4 * WIDTH) sum_columns<4>(x + d, own, count, listed, out + d);
-    for (; d + WIDTH <= dim; d += WIDTH) sum_columns<1>(x + d, own, count, listed, out + d);
+    for (; d + MOST * WIDE <= dim; d += MOST * WIDE) sum_columns<MOST>(x + d, own, count, listed, out + d);
+    for (; d + 4 * WIDE <= dim; d += 4 * WIDE) sum_columns<4>(x + d, own, count, listed, out + d);
+    for (; d + WIDE <= dim; d += WIDE) sum_columns<1>(x + d, own, count, listed, out + d);
     for (; d < dim; ++d) {
       double sum = 0;
       for (int64_t i = 0; i < count; ++i) sum += widen(x[own[i] + d]);
@@ -123,7 +108,7 @@ void sum_codes_of(const SegmentSum& call, const CodeOrder& order, int64_t group,
 }
 
 int64_t slice_scratch_bytes(const SegmentSum& call) {
-  return round_up(call.codes * (round_up(call.x.dim < SLICE ? call.x.dim : SLICE, WIDTH) + 1) * 8, 64);
+  return round_up(call.codes * (round_up(call.x.dim < SLICE ? call.x.dim : SLICE, WIDE) + 1) * 8, 64);
 }
 
 void sum_slice(const SegmentSum& call, int64_t first_group, int64_t groups, int64_t slice, char* scratch,
