@@ -200,6 +200,25 @@ static void choose_codes(const float* rows, const float* packed, float* scores, 
   }
 }
 
+// Writes the codes and costs of a set of rows.
+template <int SET>
+FASTVQ_INLINE void write_set(const Nearest& call, int64_t group, const int64_t* numbers, int count,
+                             const int32_t* codes, const double* costs) {
+  constexpr int WIDTH = LANES / 2;
+  typedef int32_t HalfInts __attribute__((vector_size(4 * WIDTH)));
+  if (call.result_row_stride != 1 || count != SET || numbers[SET - 1] - numbers[0] != SET - 1) {
+    for (int r = 0; r < count; ++r) write_row<float>(call, group, numbers[r], codes[r], costs[r]);
+    return;
+  }
+  const int64_t at = call.result_at(group, numbers[0]);
+  const double sign = call.metric == Metric::dot ? -1 : 1, offset = call.metric == Metric::cosine ? 1 : -0.0;
+  for (int r = 0; r < SET; r += WIDTH) {
+    const Doubles distances = load<Doubles>(costs + r) * splat(sign) + splat(offset);
+    store(call.indices + at + r, __builtin_convertvector(load<HalfInts>(codes + r), Longs));
+    store(static_cast<float*>(call.distances) + at + r, __builtin_convertvector(distances, HalfFloats));
+  }
+}
+
 // Writes the results of one set; rows with close calls are decided by the oracle. Returns what these cost.
 template <int PADDED>
 static int64_t settle_set(const Nearest& call, int64_t group, const float* packed, int first, int count,
@@ -233,7 +252,7 @@ static int64_t settle_set(const Nearest& call, int64_t group, const float* packe
   }
   const uint64_t present = ~uint64_t{0} >> (64 - count);
   doubtful = (doubtful | ~near) & safe & present;
-  for (int r = 0; r < count; ++r) write_row<float>(call, group, numbers[r], s.where[first + r], costs[r]);
+  write_set<SET>(call, group, numbers, count, s.where + first, costs);
   if ((safe & ~doubtful & present) == present) return 0;
   for (int r = 0; r < count; ++r)
     if (!(safe >> r & 1)) scan_or_drop(call, group, numbers[r], rows[r], s.queue);

@@ -153,17 +153,25 @@ struct Nearest : PreparedCodes {
   Rows x;
   Grid<const bool> mask;  // data is null where every row is valid
   bool exact;
-  // Results lie result_row_stride apart for rows (numbered R1, R2), result_group_stride for groups.
+  // Results lie result_row_stride apart for rows (numbered R1, R2), result_group_stride for groups; number result_first
+  // is the first one.
   int64_t* indices;
   void* distances;  // float, or double for float64 rows and for several codes
-  int64_t result_row_stride, result_group_stride;
+  int64_t result_row_stride, result_group_stride, result_first;
   Progress* progress;  // (G)
   int64_t total_rows;  // of a group, in all blocks
 
   FASTVQ_INLINE bool is_double() const { return x.dtype == DType::float64; }
   FASTVQ_INLINE int64_t result_at(int64_t group, int64_t row) const {
-    return group * result_group_stride + row * result_row_stride;
+    return group * result_group_stride + row * result_row_stride - result_first;
   }
+};
+
+// Results of a block for a few groups, one group after the other.
+struct FoundResults {
+  int64_t* indices;  // (groups, stride)
+  void* distances;   // (groups, stride)
+  int64_t stride;
 };
 
 struct NearestKernels {
@@ -178,6 +186,8 @@ struct NearestKernels {
   int64_t (*scratch_bytes)(const Nearest&, int64_t block_rows);
   void (*search)(const Nearest&, int64_t group, int64_t first_row, int64_t last_row, int64_t block_rows,
                  char* scratch);
+  void (*place)(const Nearest&, const FoundResults&, int64_t first_group, int64_t groups, int64_t first_row,
+                int64_t rows);
 };
 
 // Runs the search with the chosen instruction set's kernels on torch's threads; results lie as (R1, R2, G).

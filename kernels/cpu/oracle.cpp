@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "simd.h"
+#include "wide.h"
 
 namespace fastvq::cpu::FASTVQ_ISA {
 namespace {
@@ -223,14 +223,11 @@ Winner best_candidate(const float* row, const float* codes, int64_t dim, bool l2
 }
 
 void column_costs(const float* rows, const float* codes, int64_t dim, int set, bool l2, double* costs) {
-  typedef float Narrow __attribute__((vector_size(2 * LANES)));
-  for (int r = 0; r < set; r += WIDTH) {
-    Doubles cost{};
+  for (int r = 0; r < set; r += WIDE) {
+    Wide cost{};
     for (int64_t d = 0; d < dim; ++d) {
-      const Doubles x = __builtin_convertvector(load<Narrow>(rows + d * set + r), Doubles);
-      const Doubles c = __builtin_convertvector(load<Narrow>(codes + d * set + r), Doubles);
-      if (l2) cost += (x - c) * (x - c);
-      else cost -= x * c;
+      const Wide x = load_wide(rows + d * set + r), c = load_wide(codes + d * set + r), gap = subtract_wide(x, c);
+      cost = l2 ? add_wide(cost, gap * gap) : subtract_wide(cost, x * c);
     }
     store(costs + r, cost);
   }

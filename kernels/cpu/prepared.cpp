@@ -126,8 +126,40 @@ void PreparedSearch::prepare(int workers) const {
 int64_t PreparedSearch::block_rows(int workers) const { return isa_->block_rows(asked_, workers); }
 int64_t PreparedSearch::scratch_bytes(int64_t block) const { return isa_->scratch_bytes(asked_, block); }
 
-void PreparedSearch::search(int64_t group, int64_t first, int64_t last, int64_t block, char* scratch) const {
-  isa_->search(asked_, group, first, last, block, scratch);
+int64_t PreparedSearch::scratch_bytes(int64_t block, int64_t groups) const {
+  FoundResults found;
+  return scratch_bytes(block) + (finds_first(groups) ? lay_out_found(nullptr, groups, block, found) : 0);
+}
+
+void PreparedSearch::search(int64_t first_group, int64_t groups, int64_t first, int64_t last, int64_t block,
+                            char* scratch) const {
+  if (!finds_first(groups)) {
+    for (int64_t group = first_group; group < first_group + groups; ++group)
+      isa_->search(asked_, group, first, last, block, scratch);
+    return;
+  }
+  FoundResults found;
+  scratch += lay_out_found(scratch, groups, block, found);
+  Nearest call = asked_;
+  call.indices = found.indices;
+  call.distances = found.distances;
+  call.result_row_stride = 1;
+  call.result_group_stride = found.stride;
+  call.result_first = first_group * found.stride + first;
+  for (int64_t group = first_group; group < first_group + groups; ++group)
+    isa_->search(call, group, first, last, block, scratch);
+  isa_->place(asked_, found, first_group, groups, first, last - first);
+}
+
+// Whether results are found group by group before they are written: where rows are narrow, these stores count.
+bool PreparedSearch::finds_first(int64_t groups) const { return groups > 1 && asked_.kind == Kind::lanes; }
+
+int64_t PreparedSearch::lay_out_found(char* base, int64_t groups, int64_t block, FoundResults& found) const {
+  Arena arena(base);
+  found.stride = round_up(block, 16) + 16;  // whole lines and one more: groups do not share a place in the cache
+  found.indices = arena.take<int64_t>(groups * found.stride);
+  found.distances = arena.take<double>(groups * found.stride);
+  return arena.used();
 }
 
 void PreparedSearch::search(const void* rows, int64_t row_stride, int64_t count, int64_t group, int64_t block,
@@ -140,6 +172,7 @@ void PreparedSearch::search(const void* rows, int64_t row_stride, int64_t count,
   call.distances = distances;
   call.result_row_stride = 1;
   call.result_group_stride = 0;
+  call.result_first = 0;
   isa_->search(call, group, 0, count, block, scratch);
 }
 

@@ -71,12 +71,16 @@ class PreparedSearch {
   // Searches `count` rows, row_stride elements apart, in one group's codes; results are contiguous.
   void search(const void* rows, int64_t row_stride, int64_t count, int64_t group, int64_t block, char* scratch,
               int64_t* indices, void* distances) const;
-  // The same for the rows [first, last) of the rows given at construction.
-  void search(int64_t group, int64_t first, int64_t last, int64_t block, char* scratch) const;
+  // The same for the rows [first, last) of the rows given at construction, in the codes of some neighbouring groups,
+  // and what that takes for at most so many.
+  void search(int64_t first_group, int64_t groups, int64_t first, int64_t last, int64_t block, char* scratch) const;
+  int64_t scratch_bytes(int64_t block, int64_t groups) const;
 
  private:
   PreparedSearch(const Nearest& asked, Buffer* buffer);
   void prepare(int workers) const;
+  bool finds_first(int64_t groups) const;
+  int64_t lay_out_found(char* base, int64_t groups, int64_t block, FoundResults& found) const;
   void begin_progress();
   static constexpr int64_t PACKED_TOGETHER = 4;  // panels, each of which fetches the next one's codes
   int64_t packs_of_group() const { return ceil_div(asked_.panels, PACKED_TOGETHER); }

@@ -51,7 +51,7 @@ void add_stage(const ResidualSum& call, int64_t stage, int count, SliceScratch<T
     const T* chosen = all_codes + code * step;
     double* sum = all_sums + code * step;
     for (int64_t d = 0; d < step; d += WIDE) {
-      store(sum + d, add_wide(load<Wide>(sum + d), residual + d));
+      store(sum + d, add_wide(load<Wide>(sum + d), load_wide(residual + d)));
       store(residual + d, load<Narrow<T>>(residual + d) - load<Narrow<T>>(chosen + d));
     }
   }

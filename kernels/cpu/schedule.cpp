@@ -20,18 +20,18 @@ void nearest(Nearest& call) {
   const int workers = workers_for(2 * code_values * double(rows));
   call.result_group_stride = call.topk > 0 ? call.topk : 1;
   call.result_row_stride = groups * call.result_group_stride;
+  call.result_first = 0;
   const PreparedSearch prepared(call, workers);
 
   const int64_t block = prepared.block_rows(workers), blocks = ceil_div(rows, block);
-  const int64_t scratch_bytes = prepared.scratch_bytes(block);
-  const Memory scratch(workers * scratch_bytes);
   // Results of neighbouring groups share cache lines, and so do the rows of narrow ones: one worker takes several.
   const int64_t together = blocks * ceil_div(groups, GROUPS_TOGETHER) >= int64_t{4} * workers ? GROUPS_TOGETHER : 1;
-  const int64_t parts = ceil_div(groups, together);
+  const int64_t parts = ceil_div(groups, together), scratch_bytes = prepared.scratch_bytes(block, together);
+  const Memory scratch(workers * scratch_bytes);
   run_tasks(blocks * parts, workers, [&](int64_t task, int worker) {
     const int64_t first = task / parts * block, last = first + block < rows ? first + block : rows;
-    for (int64_t group = task % parts * together; group < groups && group < (task % parts + 1) * together; ++group)
-      prepared.search(group, first, last, block, scratch.start() + worker * scratch_bytes);
+    const int64_t group = task % parts * together, count = group + together < groups ? together : groups - group;
+    prepared.search(group, count, first, last, block, scratch.start() + worker * scratch_bytes);
   });
 }
 

@@ -2,6 +2,7 @@
 #include "direct.h"
 #include "lanes.h"
 #include "panels.h"
+#include "place.h"
 #include "scan.h"
 
 namespace fastvq::cpu::FASTVQ_ISA {
@@ -89,6 +90,6 @@ void search(const Nearest& call, int64_t group, int64_t first, int64_t last, int
 
 extern const NearestKernels nearest_kernels;
 const NearestKernels nearest_kernels{plan,        read_codes, centre_codes,  pack_codes,
-                                     bound_codes, block_rows, scratch_bytes, search};
+                                     bound_codes, block_rows, scratch_bytes, search, place_results};
 
 }  // namespace fastvq::cpu::FASTVQ_ISA

@@ -42,7 +42,7 @@ void sum_slice_of(const SegmentSum& call, int64_t first_group, int64_t groups, i
         double* to = own + code * step;
         own[call.codes * step + code] += 1;
         if (direct) {
-          for (int64_t d = 0; d < step; d += WIDE) store(to + d, add_wide(load<Wide>(to + d), from + d));
+          for (int64_t d = 0; d < step; d += WIDE) store(to + d, add_wide(load<Wide>(to + d), load_wide(from + d)));
         } else {
           for (int64_t d = 0; d < width; ++d) values[d] = widen(from[d * x.dim_stride]);
           for (int64_t d = 0; d < step; d += WIDE) store(to + d, load<Wide>(to + d) + load<Wide>(values + d));
@@ -77,7 +77,7 @@ FASTVQ_INLINE void sum_columns(const Source* x, const int64_t* offsets, int64_t 
     const Source* later = x + offsets[i + AHEAD < listed ? i + AHEAD : listed - 1];
     for (int64_t d = 0; d < COUNT * WIDE; d += LINE) __builtin_prefetch(later + d);
 #pragma GCC unroll 16
-    for (int v = 0; v < COUNT; ++v) sums[v] = add_wide(sums[v], row + v * WIDE);
+    for (int v = 0; v < COUNT; ++v) sums[v] = add_wide(sums[v], load_wide(row + v * WIDE));
   }
 #pragma GCC unroll 16
   for (int v = 0; v < COUNT; ++v) store_narrow(out + v * WIDE, sums[v]);
