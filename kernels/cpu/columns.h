@@ -92,9 +92,14 @@ static void pack_columns(const float* panel, int64_t dim, float* to) {
   store(to, Floats{step, 1 / step, norm, rounding});
 }
 
-// A set of rows in bytes, a lane each; all count in one step s, so that a code's bias is a whole number of them.
-template <int PADDED, int VECS>
+constexpr int BYTE_VECTORS = 4;  // of rows that pass the codes together: so many that loading these counts little
+static_assert(BYTE_VECTORS * LANES == LARGEST_SET);
+
+// A set of rows in bytes, a lane each; all count in one step s, so that a code's bias is a whole number of them. They
+// stand STAND vectors side by side.
+template <int PADDED>
 struct ByteSet {
+  static constexpr int VECS = BYTE_VECTORS, STAND = SET_VECTORS<PADDED>;
   __m512i entries[PADDED / 4][VECS], begins[VECS];
   Floats lost[VECS], whole[VECS];  // R, and Y + R
   uint32_t safe[VECS];   // which rows are finite, a bit each
@@ -103,12 +108,12 @@ struct ByteSet {
   FASTVQ_INLINE ByteSet(const GroupCodes& codes, const float* centred, const float* squares) {
     const Floats factor = splat(codes.norm_factor), offset = splat(codes.norm_offset);
     Floats own[VECS], most{};
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < VECS; ++v) {
       own[v] = Floats{};
 #pragma GCC unroll 16
       for (int d = 0; d < PADDED; ++d)
-        own[v] = maximum(magnitude(load<Floats>(centred + (d * VECS + v) * LANES)), own[v]);
+        own[v] = maximum(magnitude(load<Floats>(column(centred, v) + d * STAND * LANES)), own[v]);
       safe[v] = bits(greater(splat(LARGEST_SQUARE), load<Floats>(squares + v * LANES)));
       own[v] = Floats(_mm512_maskz_mov_ps(static_cast<__mmask16>(safe[v]), own[v]));
       most = maximum(own[v], most);
@@ -124,11 +129,11 @@ struct ByteSet {
     step = step_of(largest_entry);
     step = step > codes.least_step ? step : codes.least_step;
     inverse = 1 / step;
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < VECS; ++v) {
       Floats squares_lost{};
       __m512i quads[PADDED / 4], total = _mm512_setzero_si512();
-      column_bytes<PADDED>(centred + v * LANES, VECS * LANES, step, quads, squares_lost);
+      column_bytes<PADDED>(column(centred, v), STAND * LANES, step, quads, squares_lost);
       const Floats Y = square_root((load<Floats>(squares + v * LANES) + offset) * factor);
       const Floats R = square_root((squares_lost + offset) * factor);
       lost[v] = R * splat(1 + 0x1p-9f);
@@ -140,6 +145,11 @@ struct ByteSet {
       }
       begins[v] = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(total, 7));
     }
+  }
+
+  // Where the first values of a vector's rows stand.
+  static FASTVQ_INLINE const float* column(const float* centred, int v) {
+    return centred + (v / STAND * STAND * PADDED + v % STAND) * LANES;
   }
 };
 
@@ -157,7 +167,7 @@ struct ColumnScratch {
     const int64_t rows = MOST_VISITS / call.panels / LARGEST_SET * LARGEST_SET;
     together = rows < LARGEST_SET ? LARGEST_SET : rows < block ? rows : block;
     width = together + LANES;
-    const size_t set = padded == 8 ? sizeof(ByteSet<8, 2>) : 2 * sizeof(ByteSet<16, 1>);
+    const size_t set = padded == 8 ? sizeof(ByteSet<8>) : sizeof(ByteSet<16>);
     sets = arena.take<char>(block / LARGEST_SET * static_cast<int64_t>(set));
     slacks = arena.take<float>(block);
     most = arena.take<float>(call.panels * LARGEST_SET);
@@ -178,13 +188,13 @@ FASTVQ_INLINE void whole_biases(const float* packed, const float* columns, int64
 }
 
 // Lists where the rows of a set, `first_row` and those after it, are to be scored.
-template <int PADDED, int VECS>
-static void visit_by_bytes(const GroupCodes& codes, const ByteSet<PADDED, VECS>& rows, const float* squares,
+template <int PADDED>
+static void visit_by_bytes(const GroupCodes& codes, const ByteSet<PADDED>& rows, const float* squares,
                            const float* packed, const float* columns, int64_t panels, int first_row, int count,
                            const ColumnScratch& s) {
-  constexpr int SET = VECS * LANES;
+  constexpr int VECS = BYTE_VECTORS, SET = LARGEST_SET;
   Floats least[VECS];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
   for (int v = 0; v < VECS; ++v) least[v] = splat(-HUGE_VALF);
   alignas(64) int32_t biases[AHEAD * PANEL];
   for (int64_t panel = 0; panel < panels; ++panel) {
@@ -194,12 +204,12 @@ static void visit_by_bytes(const GroupCodes& codes, const ByteSet<PADDED, VECS>&
     const int32_t* bias = biases + panel % AHEAD * PANEL;
     const float unit = rows.step * column[0], norm = column[2], rounding = column[3];
     __m512i top[VECS];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < VECS; ++v) top[v] = _mm512_set1_epi32(INT32_MIN);
     column += COLUMN_HEADER;
 #pragma GCC unroll 4
     for (int k = 0; k < PANEL; ++k) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < VECS; ++v) {
         __m512i sums = _mm512_set1_epi32(bias[k]);
 #pragma GCC unroll 4
@@ -208,7 +218,7 @@ static void visit_by_bytes(const GroupCodes& codes, const ByteSet<PADDED, VECS>&
         top[v] = _mm512_max_epi32(sums, top[v]);
       }
     }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < VECS; ++v) {
       const Floats score = _mm512_cvtepi32_ps(_mm512_add_epi32(top[v], rows.begins[v])) * splat(unit);
       const Floats margin = rows.lost[v] * splat(norm) + rows.whole[v] * splat(rounding) + splat(3 * unit);
@@ -221,7 +231,7 @@ static void visit_by_bytes(const GroupCodes& codes, const ByteSet<PADDED, VECS>&
   for (int v = 0; v < VECS; ++v) {
     const Floats slack = slack_of(codes, codes.slack[BYTES], load<Floats>(squares + v * LANES), Floats{});
     const Floats lowest = threshold(least[v], slack);
-    const uint64_t present = ((uint64_t{1} << count) - 1) >> v * LANES & rows.safe[v];
+    const uint64_t present = (~uint64_t{0} >> (64 - count) >> v * LANES) & rows.safe[v];
     const __m512i own = _mm512_add_epi32(_mm512_set1_epi32(first_row + v * LANES), numbers);
     for (int64_t panel = 0; panel < panels; ++panel) {
       const Floats bound = load<Floats>(s.most + panel * SET + v * LANES);
@@ -276,14 +286,14 @@ static void score_rows(const float* centred, const float* panel, int32_t first_c
 // The best codes of the rows `from` to `end` of a block, and the best scores of all others or, where these are out of
 // the question, something below. `centred` has the rows in columns, `lying` in rows; `prefetch` is called for each set.
 // Returns the number of visits.
-template <int PADDED, int VECS, class Prefetch>
+template <int PADDED, class Prefetch>
 static int64_t best_by_columns(const GroupCodes& codes, const float* centred, const float* lying, const float* squares,
                                int from, int end, const float* packed, const float* columns, int64_t panels,
                                const Prefetch& prefetch, ColumnScratch& s, float* best, int32_t* where, float* second) {
-  constexpr int SET = VECS * LANES;
-  auto* sets = reinterpret_cast<ByteSet<PADDED, VECS>*>(s.sets);
+  constexpr int SET = LARGEST_SET;
+  auto* sets = reinterpret_cast<ByteSet<PADDED>*>(s.sets);
   for (int first = from; first < end; first += SET)
-    new (sets + first / SET) ByteSet<PADDED, VECS>(codes, centred + first * PADDED, squares + first);
+    new (sets + first / SET) ByteSet<PADDED>(codes, centred + first * PADDED, squares + first);
   // Whole sets: what comes next reads them whole.
   for (int r = from; r < from + round_up(end - from, SET); r += LANES) {
     store(s.slacks + r, slack_of(codes, codes.slack[SINGLES], load<Floats>(squares + r), Floats{}));
@@ -296,8 +306,8 @@ static int64_t best_by_columns(const GroupCodes& codes, const float* centred, co
     last = end - first < s.together ? end : first + static_cast<int>(s.together);
     std::memset(s.counts, 0, panels * sizeof(int32_t));
     for (int r = first; r < last; r += SET) {
-      prefetch(r);
-      visit_by_bytes<PADDED, VECS>(codes, sets[r / SET], squares + r, packed, columns, panels, r,
+      prefetch(r, SET);
+      visit_by_bytes<PADDED>(codes, sets[r / SET], squares + r, packed, columns, panels, r,
                                    last - r < SET ? last - r : SET, s);
     }
     for (int64_t panel = 0; panel < panels; ++panel) {

@@ -24,12 +24,6 @@ constexpr int PANEL_COSTS = 24;  // vector operations that a row and panel take 
 
 FASTVQ_INLINE int64_t padded_dim(int64_t dim) { return dim <= 4 ? 4 : dim <= 8 ? 8 : 16; }
 
-// Vectors of rows in a set: enough independent sums to hide their latency, few enough for the registers.
-template <int PADDED>
-constexpr int SET_VECTORS = PADDED == 16  ? 1
-                            : LANES == 16 ? 2
-                            : PADDED == 8 ? 1
-                                          : 2;
 constexpr int BUNCH = LANES == 16 ? 4 : 2;  // codes scored at once: as many as the registers hold
 static_assert(PANEL % BUNCH == 0);
 
@@ -292,34 +286,36 @@ static int64_t search_sets(const Nearest& call, int64_t group, Level level, int 
 #else
   constexpr bool bytes = false;
 #endif
-  for (int first = from; first < end; first += SET) {
-    const int rows = end - first < SET ? end - first : SET;
+  // Bytes take several sets together, all of which are there: the last row stands for those missing.
+  for (int first = from; first < (bytes ? from + round_up(count, LARGEST_SET) : end); first += SET) {
+    const int own = first < end ? first : end - 1, rows = end - own < SET ? end - own : SET;
     float* given = s.given + first * PADDED;
-    stand_up<PADDED, SET>(s.rows.at + first, rows, call.x.dim, given);
+    stand_up<PADDED, SET>(s.rows.at + own, rows, call.x.dim, given);
     centre_set<PADDED, SET>(codes, shift, given, s.centred + first * PADDED, s.squares + first);
-    if (bytes) lay_down<PADDED>(codes, shift, s.rows.at + first, rows, call.x.dim, s.lying + first * PADDED);
+    if (bytes && own == first)
+      lay_down<PADDED>(codes, shift, s.rows.at + first, rows, call.x.dim, s.lying + first * PADDED);
   }
   const auto best_of = bunched<PADDED>(call) ? best_of_codes<PADDED, Keep::bunches>
                        : call.exact          ? best_of_codes<PADDED, Keep::runner_up>
                                              : best_of_codes<PADDED, Keep::best>;
   int64_t effort = 0;
-  const auto prefetch = [&](int first) {
+  const auto prefetch = [&](int first, int rows) {
     // The same rows of the next group, which this worker takes next, lie a whole activation row apart: no hardware
     // prefetcher follows.
-    for (int r = first; r < first + SET && r < end; ++r) __builtin_prefetch(s.rows.at[r] + call.x.group_stride);
-    for (int64_t line = first; line < first + SET && line * 16 < code_values; ++line)
+    for (int r = first; r < first + rows && r < end; ++r) __builtin_prefetch(s.rows.at[r] + call.x.group_stride);
+    for (int64_t line = first; line < first + rows && line * 16 < code_values; ++line)
       __builtin_prefetch(code_rows + line * 16);
   };
 #if defined(__AVX512VNNI__)
   if (bytes) {
-    const int64_t visits = best_by_columns<PADDED, SET_VECTORS<PADDED>>(
-        codes, s.centred, s.lying, s.squares, from, end, packed, call.columns_of(group, 0), call.panels, prefetch,
-        s.columns, s.best, s.where, s.second);
+    const int64_t visits = best_by_columns<PADDED>(codes, s.centred, s.lying, s.squares, from, end, packed,
+                                                   call.columns_of(group, 0), call.panels, prefetch, s.columns, s.best,
+                                                   s.where, s.second);
     effort = (visits - count) * (PADDED * VECTORS + PANEL_COSTS);
   }
 #endif
   for (int first = from; first < end && !bytes; first += SET) {
-    prefetch(first);
+    prefetch(first, SET);
     const float* centred = s.centred + first * PADDED;
     best_of(centred, packed, call.panels, s.best + first, s.where + first, s.second + first);
     if (bunched<PADDED>(call)) choose_codes<PADDED>(centred, packed, s.chosen, s.where + first, s.second + first);

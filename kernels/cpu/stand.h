@@ -6,7 +6,14 @@
 
 namespace fastvq::cpu::FASTVQ_ISA {
 
-constexpr int LARGEST_SET = 2 * LANES;  // rows that stand side by side at most
+constexpr int LARGEST_SET = 4 * LANES;  // rows that are searched side by side at most
+
+// Vectors of rows that stand side by side: enough independent sums to hide their latency, few enough for the registers.
+template <int PADDED>
+constexpr int SET_VECTORS = PADDED == 16  ? 1
+                            : LANES == 16 ? 2
+                            : PADDED == 8 ? 1
+                                          : 2;
 
 // LANES rows (each dim long) become columns of `out`, `SET` apart, padded with zeros; missing rows repeat the last.
 template <int PADDED, int SET, bool WHOLE>
