@@ -158,6 +158,8 @@ struct ByteSet {
 struct ColumnScratch {
   char* sets;               // (block / set) ByteSet
   float* slacks;            // (block): of float32 scores
+  int64_t* leaders;         // (block): the best score so far, ordered, and its code below it
+  int32_t* rivals;          // (block): the best score of all others, ordered
   float* most;              // (panels, set): of one set, the largest upper bound of each panel
   int32_t* visitors;        // (panels, width): rows
   int32_t* counts;          // (panels)
@@ -170,6 +172,8 @@ struct ColumnScratch {
     const size_t set = padded == 8 ? sizeof(ByteSet<8>) : sizeof(ByteSet<16>);
     sets = arena.take<char>(block / LARGEST_SET * static_cast<int64_t>(set));
     slacks = arena.take<float>(block);
+    leaders = arena.take<int64_t>(block);
+    rivals = arena.take<int32_t>(block);
     most = arena.take<float>(call.panels * LARGEST_SET);
     visitors = arena.take<int32_t>(call.panels * width);
     counts = arena.take<int32_t>(call.panels);
@@ -243,11 +247,16 @@ static void visit_by_bytes(const GroupCodes& codes, const ByteSet<PADDED>& rows,
   }
 }
 
+// The bits of a float as a whole number of the same order, and back.
+FASTVQ_INLINE int32_t ordered(int32_t bits) { return bits ^ (bits >> 31 & INT32_MAX); }
+FASTVQ_INLINE Ints ordered(Ints bits) { return bits ^ (bits >> 31 & INT32_MAX); }
+constexpr int32_t LEAST_ORDERED = -0x7f800001;  // of minus infinity
+
 // Scores the codes of one panel for some rows in float32; raises each row's best score and the best of all others.
 // Where several codes are within its slack of the best, that one's score counts as both, and any of them is the best.
 template <int PADDED>
 static void score_rows(const float* centred, const float* panel, int32_t first_code, const int32_t* list, int count,
-                       const float* slacks, float* best, int32_t* where, float* second) {
+                       const ColumnScratch& s) {
   Floats codes[PADDED + 1][VECTORS];
 #pragma GCC unroll 17
   for (int d = 0; d <= PADDED; ++d)
@@ -267,20 +276,29 @@ static void score_rows(const float* centred, const float* panel, int32_t first_c
 #pragma GCC unroll 4
     for (int v = 1; v < VECTORS; ++v) most = maximum(score[v], most);
     const float top = largest(most);
-    const Floats lowest = splat(threshold(top, slacks[r]));
+    const Floats lowest = splat(threshold(top, s.slacks[r]));
     uint64_t near = 0;
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) near |= uint64_t{bits(at_least(score[v], lowest))} << v * LANES;
-    // Selected bit by bit: nothing would foresee a branch.
-    const __m128 now = _mm_set_ss(top), before = _mm_load_ss(best + r);
-    const __m128i several = _mm_cvtsi32_si128(-static_cast<int32_t>((near & (near - 1)) != 0));
-    const __m128 other = _mm_blendv_ps(_mm_min_ss(before, now), now, _mm_castsi128_ps(several));
-    const int32_t better = _mm_cvtsi128_si32(_mm_castps_si128(_mm_cmpgt_ss(now, before)));
-    const int32_t code = first_code + static_cast<int32_t>(__builtin_ctzll(near));
-    _mm_store_ss(best + r, _mm_max_ss(now, before));
-    _mm_store_ss(second + r, _mm_max_ss(other, _mm_load_ss(second + r)));
-    where[r] ^= (where[r] ^ code) & better;
+    // By whole numbers, which are selected without a branch: nothing would foresee one.
+    const int32_t now = ordered(reinterpret<int32_t>(top));
+    const int64_t leader = int64_t{now} << 32 | (first_code + __builtin_ctzll(near)), before = s.leaders[r];
+    const auto best = static_cast<int32_t>(before >> 32);
+    int32_t rival = now < best ? now : best;
+    rival = near & (near - 1) ? now : rival;
+    s.leaders[r] = leader > before ? leader : before;
+    s.rivals[r] = rival > s.rivals[r] ? rival : s.rivals[r];
   }
+}
+
+// Tells leaders and rivals of LANES rows apart again.
+static void tell_apart(const int64_t* leaders, const int32_t* rivals, float* best, int32_t* where, float* second) {
+  const __m512i low = _mm512_load_si512(leaders), high = _mm512_load_si512(leaders + 8);
+  const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  const __m512i even = _mm512_sub_epi32(odd, _mm512_set1_epi32(1));
+  store(best, ordered((Ints)_mm512_permutex2var_epi32(low, odd, high)));
+  store(where, _mm512_permutex2var_epi32(low, even, high));
+  store(second, ordered(load<Ints>(rivals)));
 }
 
 // The best codes of the rows `from` to `end` of a block, and the best scores of all others or, where these are out of
@@ -297,9 +315,9 @@ static int64_t best_by_columns(const GroupCodes& codes, const float* centred, co
   // Whole sets: what comes next reads them whole.
   for (int r = from; r < from + round_up(end - from, SET); r += LANES) {
     store(s.slacks + r, slack_of(codes, codes.slack[SINGLES], load<Floats>(squares + r), Floats{}));
-    store(best + r, splat(-HUGE_VALF));
-    store(second + r, splat(-HUGE_VALF));
-    store(where + r, Ints{});
+    store(s.leaders + r, splat(int64_t{LEAST_ORDERED} << 32));
+    store(s.leaders + r + LANES / 2, splat(int64_t{LEAST_ORDERED} << 32));
+    store(s.rivals + r, splat(LEAST_ORDERED));
   }
   int64_t visits = 0;
   for (int first = from, last; first < end; first = last) {
@@ -314,9 +332,11 @@ static int64_t best_by_columns(const GroupCodes& codes, const float* centred, co
       if (s.counts[panel] == 0) continue;
       visits += s.counts[panel];
       score_rows<PADDED>(lying, packed + panel * (PADDED + 1) * PANEL, static_cast<int32_t>(panel * PANEL),
-                         s.visitors + panel * s.width, s.counts[panel], s.slacks, best, where, second);
+                         s.visitors + panel * s.width, s.counts[panel], s);
     }
   }
+  for (int r = from; r < from + round_up(end - from, SET); r += LANES)
+    tell_apart(s.leaders + r, s.rivals + r, best + r, where + r, second + r);
   return visits;
 }
 
