@@ -251,6 +251,7 @@ static void visit_by_bytes(const GroupCodes& codes, const ByteSet<PADDED>& rows,
 FASTVQ_INLINE int32_t ordered(int32_t bits) { return bits ^ (bits >> 31 & INT32_MAX); }
 FASTVQ_INLINE Ints ordered(Ints bits) { return bits ^ (bits >> 31 & INT32_MAX); }
 constexpr int32_t LEAST_ORDERED = -0x7f800001;  // of minus infinity
+constexpr int64_t WORD = int64_t{1} << 32;
 
 // Scores the codes of one panel for some rows in float32; raises each row's best score and the best of all others.
 // Where several codes are within its slack of the best, that one's score counts as both, and any of them is the best.
@@ -282,7 +283,7 @@ static void score_rows(const float* centred, const float* panel, int32_t first_c
     for (int v = 0; v < VECTORS; ++v) near |= uint64_t{bits(at_least(score[v], lowest))} << v * LANES;
     // By whole numbers, which are selected without a branch: nothing would foresee one.
     const int32_t now = ordered(reinterpret<int32_t>(top));
-    const int64_t leader = int64_t{now} << 32 | (first_code + __builtin_ctzll(near)), before = s.leaders[r];
+    const int64_t leader = int64_t{now} * WORD + first_code + __builtin_ctzll(near), before = s.leaders[r];
     const auto best = static_cast<int32_t>(before >> 32);
     int32_t rival = now < best ? now : best;
     rival = near & (near - 1) ? now : rival;
@@ -315,8 +316,8 @@ static int64_t best_by_columns(const GroupCodes& codes, const float* centred, co
   // Whole sets: what comes next reads them whole.
   for (int r = from; r < from + round_up(end - from, SET); r += LANES) {
     store(s.slacks + r, slack_of(codes, codes.slack[SINGLES], load<Floats>(squares + r), Floats{}));
-    store(s.leaders + r, splat(int64_t{LEAST_ORDERED} << 32));
-    store(s.leaders + r + LANES / 2, splat(int64_t{LEAST_ORDERED} << 32));
+    store(s.leaders + r, splat(LEAST_ORDERED * WORD));
+    store(s.leaders + r + LANES / 2, splat(LEAST_ORDERED * WORD));
     store(s.rivals + r, splat(LEAST_ORDERED));
   }
   int64_t visits = 0;

@@ -177,7 +177,8 @@ struct FoundResults {
 struct NearestKernels {
   // Decides, for that many rows of each group, which kernels search and how codes are packed.
   void (*plan)(PreparedCodes&, int64_t rows);
-  // The preparation, in this order: of a chunk of codes (and those skipped after it), of a group, of a panel, of a group.
+  // The preparation, in this order: of a chunk of codes (and those skipped after it), of a group, of a panel, of a
+  // group.
   void (*read_codes)(const PreparedCodes&, int64_t group, int64_t chunk);
   void (*centre_codes)(const PreparedCodes&, int64_t group);
   void (*pack_codes)(const PreparedCodes&, int64_t group, int64_t panel);

@@ -2,7 +2,8 @@
 //
 // Four at a time, even where vectors hold eight, with sums as a * 1 + b, which rounds as a + b does: Zen 4 widens 16
 // bytes of float32 twice a cycle but 32 bytes once in two, in the units that add, while those that multiply and add
-// would wait. To widen and add eight values costs 1.1 cycles so, and 2.0 either with the wider vectors or with additions.
+// would wait. To widen and add eight values costs 1.1 cycles so, and 2.0 either with the wider vectors or with
+// additions.
 #pragma once
 
 #include "load.h"
