@@ -95,6 +95,16 @@ def test_every_number_of_rows(cpu, rows, dim):
     check(cpu, x.transpose(1, 2), codebook, None, "cosine")
 
 
+@pytest.mark.parametrize("dim", [3, 8, 13])
+@pytest.mark.parametrize("groups", [25, 67])
+def test_many_groups(cpu, groups, dim):
+    """Some at a time are found before they are written: whole sets and parts of them, with rows left out or not."""
+    for rows, codes, metric in ((1, 40, "l2"), (64, 40, "dot"), (97, 300, "l2"), (523, 40, "cosine")):
+        x = torch.randn(rows, groups, dim).transpose(0, 1)[:, :, None]
+        codebook = torch.randn(groups, codes, dim)
+        check(cpu, x, codebook, (torch.rand(rows, 1) > 0.5).expand(groups, rows, 1) if rows == 64 else None, metric)
+
+
 @pytest.mark.parametrize("metric", reference.METRICS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_any_strides_are_read_in_place(cpu, dtype, metric):
