@@ -130,25 +130,6 @@ void scan_several(const double* rows, int count, int64_t dim, const void* codes,
     }
 }
 
-// Four rows of four become four columns of four, by shuffles that stay in or swap halves.
-FASTVQ_INLINE void transpose(Four (&q)[4]) {
-#if defined(__clang__) || __GNUC__ >= 12
-  const Four a = __builtin_shufflevector(q[0], q[1], 0, 4, 2, 6), b = __builtin_shufflevector(q[0], q[1], 1, 5, 3, 7);
-  const Four c = __builtin_shufflevector(q[2], q[3], 0, 4, 2, 6), d = __builtin_shufflevector(q[2], q[3], 1, 5, 3, 7);
-  q[0] = __builtin_shufflevector(a, c, 0, 1, 4, 5);
-  q[1] = __builtin_shufflevector(b, d, 0, 1, 4, 5);
-  q[2] = __builtin_shufflevector(a, c, 2, 3, 6, 7);
-  q[3] = __builtin_shufflevector(b, d, 2, 3, 6, 7);
-#else
-  for (int i = 0; i < 4; ++i)
-    for (int j = i + 1; j < 4; ++j) {
-      const double swapped = q[i][j];
-      q[i][j] = q[j][i];
-      q[j][i] = swapped;
-    }
-#endif
-}
-
 // What the cost grows by: lanes = d.
 template <bool L2, class Value>
 FASTVQ_INLINE void set_term(const Value& x, const Value& code, Value& term) {
@@ -176,7 +157,7 @@ void costs_of_pairs(const float* const* rows, const float* const* codes, int cou
         for (int i = 0; i < 4; ++i)
           set_term<L2>(__builtin_convertvector(load<Quad>(row[4 * f + i] + d), Four),
                        __builtin_convertvector(load<Quad>(code[4 * f + i] + d), Four), term[i]);
-        transpose(term);
+        transpose_four(term);
 #pragma GCC unroll 4
         for (int i = 0; i < 4; ++i) cost[f] += term[i];
       }

@@ -14,26 +14,6 @@ struct FourOf {
   typedef T type __attribute__((vector_size(4 * sizeof(T))));
 };
 
-// Four rows of four become four columns of four.
-template <class Four>
-FASTVQ_INLINE void transpose_any(Four (&q)[4]) {
-#if defined(FASTVQ_SHUFFLES)
-  const Four a = __builtin_shufflevector(q[0], q[1], 0, 4, 2, 6), b = __builtin_shufflevector(q[0], q[1], 1, 5, 3, 7);
-  const Four c = __builtin_shufflevector(q[2], q[3], 0, 4, 2, 6), d = __builtin_shufflevector(q[2], q[3], 1, 5, 3, 7);
-  q[0] = __builtin_shufflevector(a, c, 0, 1, 4, 5);
-  q[1] = __builtin_shufflevector(b, d, 0, 1, 4, 5);
-  q[2] = __builtin_shufflevector(a, c, 2, 3, 6, 7);
-  q[3] = __builtin_shufflevector(b, d, 2, 3, 6, 7);
-#else
-  for (int i = 0; i < 4; ++i)
-    for (int j = i + 1; j < 4; ++j) {
-      const auto swapped = q[i][j];
-      q[i][j] = q[j][i];
-      q[j][i] = swapped;
-    }
-#endif
-}
-
 // to[row * row_stride + group] = from[group * stride + row].
 template <class T>
 static void place_values(const T* from, int64_t stride, int64_t groups, int64_t rows, T* to, int64_t row_stride) {
@@ -45,7 +25,7 @@ static void place_values(const T* from, int64_t stride, int64_t groups, int64_t 
       Four q[4];
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) q[i] = load<Four>(from + (g + i) * stride + r);
-      transpose_any(q);
+      transpose_four(q);
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) store(to + i * row_stride + g, q[i]);
     }

@@ -67,6 +67,26 @@ FASTVQ_INLINE void transpose_four(Quad (&q)[4]) {
 #endif
 }
 
+// The same for four of any type, by shuffles that stay in or swap halves.
+template <class Four>
+FASTVQ_INLINE void transpose_four(Four (&q)[4]) {
+#if defined(FASTVQ_SHUFFLES)
+  const Four a = __builtin_shufflevector(q[0], q[1], 0, 4, 2, 6), b = __builtin_shufflevector(q[0], q[1], 1, 5, 3, 7);
+  const Four c = __builtin_shufflevector(q[2], q[3], 0, 4, 2, 6), d = __builtin_shufflevector(q[2], q[3], 1, 5, 3, 7);
+  q[0] = __builtin_shufflevector(a, c, 0, 1, 4, 5);
+  q[1] = __builtin_shufflevector(b, d, 0, 1, 4, 5);
+  q[2] = __builtin_shufflevector(a, c, 2, 3, 6, 7);
+  q[3] = __builtin_shufflevector(b, d, 2, 3, 6, 7);
+#else
+  for (int i = 0; i < 4; ++i)
+    for (int j = i + 1; j < 4; ++j) {
+      const auto swapped = q[i][j];
+      q[i][j] = q[j][i];
+      q[j][i] = swapped;
+    }
+#endif
+}
+
 // Four values of a row from `d` on, zeros beyond its end.
 FASTVQ_INLINE Quad load_quad(const float* row, int64_t d, int64_t dim) {
   if (d + 4 <= dim) return load<Quad>(row + d);
