@@ -160,7 +160,7 @@ struct ColumnScratch {
   float* slacks;            // (block): of float32 scores
   int64_t* leaders;         // (block): the best score so far, ordered, and its code below it
   int32_t* rivals;          // (block): the best score of all others, ordered
-  float* most;              // (panels, set): of one set, the largest upper bound of each panel
+  float* most;              // (together / set, panels, set): upper bounds of each panel's scores
   int32_t* visitors;        // (panels, width): rows
   int32_t* counts;          // (panels)
   int64_t together, width;  // rows whose visits are listed together, and room for them
@@ -174,7 +174,7 @@ struct ColumnScratch {
     slacks = arena.take<float>(block);
     leaders = arena.take<int64_t>(block);
     rivals = arena.take<int32_t>(block);
-    most = arena.take<float>(call.panels * LARGEST_SET);
+    most = arena.take<float>(call.panels * together);
     visitors = arena.take<int32_t>(call.panels * width);
     counts = arena.take<int32_t>(call.panels);
   }
@@ -191,15 +191,19 @@ FASTVQ_INLINE void whole_biases(const float* packed, const float* columns, int64
   }
 }
 
-// Lists where the rows of a set, `first_row` and those after it, are to be scored.
+// Bounds the scores of a set of rows, `first_row` and those after it, panel by panel, and lists each row for the panel
+// that has its largest score in bytes.
 template <int PADDED>
-static void visit_by_bytes(const GroupCodes& codes, const ByteSet<PADDED>& rows, const float* squares,
-                           const float* packed, const float* columns, int64_t panels, int first_row, int count,
-                           const ColumnScratch& s) {
+static void bound_by_bytes(const ByteSet<PADDED>& rows, const float* packed, const float* columns, int64_t panels,
+                           int first_row, int count, float* most, const ColumnScratch& s) {
   constexpr int VECS = BYTE_VECTORS, SET = LARGEST_SET;
-  Floats least[VECS];
+  Floats best[VECS];
+  Ints where[VECS];
 #pragma GCC unroll 4
-  for (int v = 0; v < VECS; ++v) least[v] = splat(-HUGE_VALF);
+  for (int v = 0; v < VECS; ++v) {
+    best[v] = splat(-HUGE_VALF);
+    where[v] = Ints{};
+  }
   alignas(64) int32_t biases[AHEAD * PANEL];
   for (int64_t panel = 0; panel < panels; ++panel) {
     const float* column = columns + panel * column_size(PADDED);
@@ -226,19 +230,61 @@ static void visit_by_bytes(const GroupCodes& codes, const ByteSet<PADDED>& rows,
     for (int v = 0; v < VECS; ++v) {
       const Floats score = _mm512_cvtepi32_ps(_mm512_add_epi32(top[v], rows.begins[v])) * splat(unit);
       const Floats margin = rows.lost[v] * splat(norm) + rows.whole[v] * splat(rounding) + splat(3 * unit);
-      store(s.most + panel * SET + v * LANES, score + margin);
-      const __mmask16 present = _mm512_cmpgt_epi32_mask(top[v], _mm512_set1_epi32(ABSENT));
-      least[v] = _mm512_mask_max_ps(least[v], present, least[v], score - margin);
+      store(most + panel * SET + v * LANES, score + margin);
+      const auto more = greater(score, best[v]);
+      best[v] = maximum(score, best[v]);
+      where[v] = select(more, splat(static_cast<int32_t>(panel)), where[v]);
     }
   }
-  const __m512i numbers = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  alignas(64) int32_t panel[SET];
+  uint64_t present = 0;
   for (int v = 0; v < VECS; ++v) {
+    present |= uint64_t{rows.safe[v]} << v * LANES;
+    store(panel + v * LANES, where[v]);
+  }
+  for (int r = 0; r < count; ++r) {
+    s.visitors[panel[r] * s.width + s.counts[panel[r]]] = first_row + r;
+    s.counts[panel[r]] += present >> r & 1;
+    most[panel[r] * SET + r] = NAN;  // above and below nothing
+  }
+}
+
+// The bits of a float as a whole number of the same order, and back.
+FASTVQ_INLINE int32_t ordered(int32_t bits) { return bits ^ (bits >> 31 & INT32_MAX); }
+FASTVQ_INLINE Floats ordered_floats(Ints whole) { return (Floats)(whole ^ (whole >> 31 & INT32_MAX)); }
+constexpr int32_t LEAST_ORDERED = -0x7f800001;  // of minus infinity
+constexpr int64_t WORD = int64_t{1} << 32;
+
+// The best scores of LANES leaders.
+FASTVQ_INLINE Floats best_so_far(const int64_t* leaders) {
+  const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  const __m512i low = _mm512_load_si512(leaders), high = _mm512_load_si512(leaders + LANES / 2);
+  return ordered_floats((Ints)_mm512_permutex2var_epi32(low, odd, high));
+}
+
+// Tells leaders and rivals of LANES rows apart again.
+FASTVQ_INLINE void tell_apart(const int64_t* leaders, const int32_t* rivals, float* best, int32_t* where,
+                              float* second) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i low = _mm512_load_si512(leaders), high = _mm512_load_si512(leaders + LANES / 2);
+  store(best, best_so_far(leaders));
+  store(where, _mm512_permutex2var_epi32(low, even, high));
+  store(second, ordered_floats(load<Ints>(rivals)));
+}
+
+// Lists a set of rows, whose best scores so far are known, for all other panels that may have a better one.
+template <int PADDED>
+static void list_rivals(const GroupCodes& codes, const ByteSet<PADDED>& rows, const float* squares, int64_t panels,
+                        int first_row, int count, const float* most, const ColumnScratch& s) {
+  const __m512i numbers = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (int v = 0; v < BYTE_VECTORS; ++v) {
+    const int r = first_row + v * LANES;
     const Floats slack = slack_of(codes, codes.slack[BYTES], load<Floats>(squares + v * LANES), Floats{});
-    const Floats lowest = threshold(least[v], slack);
+    const Floats lowest = threshold(best_so_far(s.leaders + r), slack);
     const uint64_t present = (~uint64_t{0} >> (64 - count) >> v * LANES) & rows.safe[v];
-    const __m512i own = _mm512_add_epi32(_mm512_set1_epi32(first_row + v * LANES), numbers);
+    const __m512i own = _mm512_add_epi32(_mm512_set1_epi32(r), numbers);
     for (int64_t panel = 0; panel < panels; ++panel) {
-      const Floats bound = load<Floats>(s.most + panel * SET + v * LANES);
+      const Floats bound = load<Floats>(most + panel * LARGEST_SET + v * LANES);
       const auto hits = static_cast<__mmask16>(bits(at_least(bound, lowest)) & present);
       int32_t& listed = s.counts[panel];
       _mm512_storeu_si512(s.visitors + panel * s.width + listed, _mm512_maskz_compress_epi32(hits, own));
@@ -246,12 +292,6 @@ static void visit_by_bytes(const GroupCodes& codes, const ByteSet<PADDED>& rows,
     }
   }
 }
-
-// The bits of a float as a whole number of the same order, and back.
-FASTVQ_INLINE int32_t ordered(int32_t bits) { return bits ^ (bits >> 31 & INT32_MAX); }
-FASTVQ_INLINE Ints ordered(Ints bits) { return bits ^ (bits >> 31 & INT32_MAX); }
-constexpr int32_t LEAST_ORDERED = -0x7f800001;  // of minus infinity
-constexpr int64_t WORD = int64_t{1} << 32;
 
 // Scores the codes of one panel for some rows in float32; raises each row's best score and the best of all others.
 // Where several codes are within its slack of the best, that one's score counts as both, and any of them is the best.
@@ -292,16 +332,6 @@ static void score_rows(const float* centred, const float* panel, int32_t first_c
   }
 }
 
-// Tells leaders and rivals of LANES rows apart again.
-static void tell_apart(const int64_t* leaders, const int32_t* rivals, float* best, int32_t* where, float* second) {
-  const __m512i low = _mm512_load_si512(leaders), high = _mm512_load_si512(leaders + 8);
-  const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-  const __m512i even = _mm512_sub_epi32(odd, _mm512_set1_epi32(1));
-  store(best, ordered((Ints)_mm512_permutex2var_epi32(low, odd, high)));
-  store(where, _mm512_permutex2var_epi32(low, even, high));
-  store(second, ordered(load<Ints>(rivals)));
-}
-
 // The best codes of the rows `from` to `end` of a block, and the best scores of all others or, where these are out of
 // the question, something below. `centred` has the rows in columns, `lying` in rows; `prefetch` is called for each set.
 // Returns the number of visits.
@@ -323,18 +353,25 @@ static int64_t best_by_columns(const GroupCodes& codes, const float* centred, co
   int64_t visits = 0;
   for (int first = from, last; first < end; first = last) {
     last = end - first < s.together ? end : first + static_cast<int>(s.together);
+    const auto score_listed = [&] {
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        if (s.counts[panel] == 0) continue;
+        visits += s.counts[panel];
+        score_rows<PADDED>(lying, packed + panel * (PADDED + 1) * PANEL, static_cast<int32_t>(panel * PANEL),
+                           s.visitors + panel * s.width, s.counts[panel], s);
+      }
+    };
+    const auto size = [&](int r) { return last - r < SET ? last - r : SET; };
     std::memset(s.counts, 0, panels * sizeof(int32_t));
     for (int r = first; r < last; r += SET) {
       prefetch(r, SET);
-      visit_by_bytes<PADDED>(codes, sets[r / SET], squares + r, packed, columns, panels, r,
-                                   last - r < SET ? last - r : SET, s);
+      bound_by_bytes<PADDED>(sets[r / SET], packed, columns, panels, r, size(r), s.most + (r - first) * panels, s);
     }
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      if (s.counts[panel] == 0) continue;
-      visits += s.counts[panel];
-      score_rows<PADDED>(lying, packed + panel * (PADDED + 1) * PANEL, static_cast<int32_t>(panel * PANEL),
-                         s.visitors + panel * s.width, s.counts[panel], s);
-    }
+    score_listed();
+    std::memset(s.counts, 0, panels * sizeof(int32_t));
+    for (int r = first; r < last; r += SET)
+      list_rivals<PADDED>(codes, sets[r / SET], squares + r, panels, r, size(r), s.most + (r - first) * panels, s);
+    score_listed();
   }
   for (int r = from; r < from + round_up(end - from, SET); r += LANES)
     tell_apart(s.leaders + r, s.rivals + r, best + r, where + r, second + r);
