@@ -89,6 +89,14 @@ FASTVQ_INLINE int list_rows(const Rows& x, const Grid<const bool>& mask, int64_t
                             int64_t* rows, int64_t* offsets, Dropped&& dropped) {
   int count = 0;
   int64_t r1 = first / x.rows2, r2 = first % x.rows2;
+  if (!mask.data && last - first <= x.rows2 - r2) {
+    const int64_t start = group * x.group_stride + r1 * x.stride1 + r2 * x.stride2;
+    for (; count < last - first; ++count) {
+      rows[count] = first + count;
+      offsets[count] = start + count * x.stride2;
+    }
+    return count;
+  }
   for (int64_t row = first; row < last; ++row) {
     if (mask.data && !mask.data[group * mask.group_stride + r1 * mask.stride1 + r2 * mask.stride2]) {
       dropped(row);

@@ -167,11 +167,13 @@ struct Nearest : PreparedCodes {
   }
 };
 
-// Results of a block for a few groups, one group after the other.
-struct FoundResults {
+// A block of a few groups, one group after the other.
+struct GroupBlock {
   int64_t* indices;  // (groups, stride)
   void* distances;   // (groups, stride)
   int64_t stride;
+  float* rows;  // (groups, row_stride), null where they are read as they are given
+  int64_t row_stride;
 };
 
 struct NearestKernels {
@@ -187,7 +189,9 @@ struct NearestKernels {
   int64_t (*scratch_bytes)(const Nearest&, int64_t block_rows);
   void (*search)(const Nearest&, int64_t group, int64_t first_row, int64_t last_row, int64_t block_rows,
                  char* scratch);
-  void (*place)(const Nearest&, const FoundResults&, int64_t first_group, int64_t groups, int64_t first_row,
+  void (*take)(const Rows&, int64_t first_group, int64_t groups, int64_t first_row, int64_t last_row, float* to,
+               int64_t stride);
+  void (*place)(const Nearest&, const GroupBlock&, int64_t first_group, int64_t groups, int64_t first_row,
                 int64_t rows);
 };
 

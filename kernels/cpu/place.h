@@ -1,7 +1,10 @@
-// Writes results that were found group by group to where those of a row lie side by side.
+// Between groups that lie side by side in a row, as a block of rows and its results are given, and one after the other,
+// as they are searched.
 //
-// Written as they are found they would be stores of 4 and 8 bytes, hundreds of bytes apart, which took a tenth of the
-// time of narrow rows. Here they are transposed, four rows of four groups at a time.
+// Narrow rows are part of a cache line, hundreds of bytes apart, and results 4 and 8 bytes. Read and written as they
+// are searched, both took a tenth of the time: neither a prefetcher nor the cache's sets are made for such strides.
+// Here rows are copied, some groups of one row after those of the last, and results are transposed, four rows of four
+// groups at a time.
 #pragma once
 
 #include "nearest.h"
@@ -13,6 +16,40 @@ template <class T>
 struct FourOf {
   typedef T type __attribute__((vector_size(4 * sizeof(T))));
 };
+
+constexpr int64_t AHEAD_ROWS = 8;
+
+// Copies rows [first, last) of neighbouring groups to (groups, stride); row by row, each `dim` long.
+template <int DIM>
+static void take_whole_rows(const Rows& x, int64_t first_group, int64_t groups, int64_t first, int64_t last, float* to,
+                            int64_t stride) {
+  const int64_t dim = DIM > 0 ? DIM : x.dim;
+  int64_t r1 = first / x.rows2, r2 = first % x.rows2;
+  const float* const x0 = static_cast<const float*>(x.data) + first_group * x.group_stride;
+  for (int64_t row = first; row < last; ++row, to += dim) {
+    const float* from = x0 + r1 * x.stride1 + r2 * x.stride2;
+    for (int64_t line = 0; line < groups * dim; line += 16) __builtin_prefetch(from + AHEAD_ROWS * x.stride2 + line);
+    for (int64_t g = 0; g < groups; ++g, from += x.group_stride) {
+      if constexpr (DIM > 0)
+        std::memcpy(to + g * stride, from, DIM * sizeof(float));
+      else
+        for (int64_t d = 0; d < dim; ++d) to[g * stride + d] = from[d];
+    }
+    if (++r2 == x.rows2) {
+      r2 = 0;
+      ++r1;
+    }
+  }
+}
+
+static void take_rows(const Rows& x, int64_t first_group, int64_t groups, int64_t first, int64_t last, float* to,
+                      int64_t stride) {
+  const auto take = x.dim == 4    ? take_whole_rows<4>
+                    : x.dim == 8  ? take_whole_rows<8>
+                    : x.dim == 16 ? take_whole_rows<16>
+                                  : take_whole_rows<0>;
+  take(x, first_group, groups, first, last, to, stride);
+}
 
 // to[row * row_stride + group] = from[group * stride + row].
 template <class T>
@@ -37,7 +74,7 @@ static void place_values(const T* from, int64_t stride, int64_t groups, int64_t 
 }
 
 // Places the results of some rows, from `first` on, of neighbouring groups.
-static void place_results(const Nearest& call, const FoundResults& found, int64_t first_group, int64_t groups,
+static void place_results(const Nearest& call, const GroupBlock& found, int64_t first_group, int64_t groups,
                           int64_t first, int64_t rows) {
   const int64_t at = call.result_at(first_group, first), apart = call.result_row_stride;
   place_values(found.indices, found.stride, groups, rows, call.indices + at, apart);

@@ -127,8 +127,8 @@ int64_t PreparedSearch::block_rows(int workers) const { return isa_->block_rows(
 int64_t PreparedSearch::scratch_bytes(int64_t block) const { return isa_->scratch_bytes(asked_, block); }
 
 int64_t PreparedSearch::scratch_bytes(int64_t block, int64_t groups) const {
-  FoundResults found;
-  return scratch_bytes(block) + (finds_first(groups) ? lay_out_found(nullptr, groups, block, found) : 0);
+  GroupBlock found;
+  return scratch_bytes(block) + (finds_first(groups) ? lay_out_groups(nullptr, groups, block, found) : 0);
 }
 
 void PreparedSearch::search(int64_t first_group, int64_t groups, int64_t first, int64_t last, int64_t block,
@@ -138,27 +138,42 @@ void PreparedSearch::search(int64_t first_group, int64_t groups, int64_t first, 
       isa_->search(asked_, group, first, last, block, scratch);
     return;
   }
-  FoundResults found;
-  scratch += lay_out_found(scratch, groups, block, found);
+  GroupBlock found;
+  scratch += lay_out_groups(scratch, groups, block, found);
   Nearest call = asked_;
   call.indices = found.indices;
   call.distances = found.distances;
   call.result_row_stride = 1;
   call.result_group_stride = found.stride;
   call.result_first = first_group * found.stride + first;
+  int64_t from = first;
+  if (found.rows) {
+    isa_->take(asked_.x, first_group, groups, first, last, found.rows, found.row_stride);
+    const uintptr_t group_bytes = found.row_stride * sizeof(float), start = reinterpret_cast<uintptr_t>(found.rows);
+    call.x.data = reinterpret_cast<const void*>(start - first_group * group_bytes);
+    call.x.group_stride = found.row_stride;
+    call.x.stride2 = call.x.dim;
+    call.x.rows1 = 1;
+    call.x.rows2 = last - first;
+    call.result_first -= first;
+    from = 0;
+  }
   for (int64_t group = first_group; group < first_group + groups; ++group)
-    isa_->search(call, group, first, last, block, scratch);
+    isa_->search(call, group, from, from + last - first, block, scratch);
   isa_->place(asked_, found, first_group, groups, first, last - first);
 }
 
 // Whether results are found group by group before they are written: where rows are narrow, these stores count.
 bool PreparedSearch::finds_first(int64_t groups) const { return groups > 1 && asked_.kind == Kind::lanes; }
 
-int64_t PreparedSearch::lay_out_found(char* base, int64_t groups, int64_t block, FoundResults& found) const {
+int64_t PreparedSearch::lay_out_groups(char* base, int64_t groups, int64_t block, GroupBlock& found) const {
   Arena arena(base);
   found.stride = round_up(block, 16) + 16;  // whole lines and one more: groups do not share a place in the cache
   found.indices = arena.take<int64_t>(groups * found.stride);
   found.distances = arena.take<double>(groups * found.stride);
+  const bool whole = asked_.x.dtype == DType::float32 && asked_.x.dim_stride == 1 && !asked_.mask.data;
+  found.row_stride = block * asked_.x.dim + 16;
+  found.rows = whole ? arena.take<float>(groups * found.row_stride) : nullptr;
   return arena.used();
 }
 

@@ -80,7 +80,7 @@ class PreparedSearch {
   PreparedSearch(const Nearest& asked, Buffer* buffer);
   void prepare(int workers) const;
   bool finds_first(int64_t groups) const;
-  int64_t lay_out_found(char* base, int64_t groups, int64_t block, FoundResults& found) const;
+  int64_t lay_out_groups(char* base, int64_t groups, int64_t block, GroupBlock& found) const;
   void begin_progress();
   static constexpr int64_t PACKED_TOGETHER = 4;  // panels, each of which fetches the next one's codes
   int64_t packs_of_group() const { return ceil_div(asked_.panels, PACKED_TOGETHER); }

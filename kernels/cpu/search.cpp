@@ -90,6 +90,6 @@ void search(const Nearest& call, int64_t group, int64_t first, int64_t last, int
 
 extern const NearestKernels nearest_kernels;
 const NearestKernels nearest_kernels{plan,        read_codes, centre_codes,  pack_codes,
-                                     bound_codes, block_rows, scratch_bytes, search, place_results};
+                                     bound_codes, block_rows, scratch_bytes, search, take_rows, place_results};
 
 }  // namespace fastvq::cpu::FASTVQ_ISA
