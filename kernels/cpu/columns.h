@@ -7,13 +7,16 @@
 // its value, which s keeps below 2^21: GroupCodes::least_step.) With A and B the largest norms, in a panel, of e^_k and
 // of what rounding took:
 //   |s t Z_k - S_k| <= W = R A + (Y + R) B + 2 s t   besides the roundings of y^ and e^ in nearest.h.
-// A row keeps of a panel m = s t max Z_k: all its scores lie below m + W, the best one above m - W. Panels whose m + W
-// reaches the largest m - W, less the slack, are scored in float32: those left out hold no code that the oracle prefers
-// to the best code of the panel that has it. Among all others the argument of nearest.h decides.
+// A row keeps of a panel m = s t max Z_k: all its scores lie below m + W. The panel with the largest m is scored in
+// float32, for all rows of a block that have it in common, then every other panel whose m + W reaches what was best
+// there, less the slack: those left out hold no code that the oracle prefers to that one. Among the panels scored the
+// argument of nearest.h decides. On normal data of 8 values 512 codes take 1.54 panels a row, where 2.12 reach the
+// largest m - W.
 // R may be any size: rows far larger than the others of their set are cut off at 127 steps. m has three roundings and
-// its sum with W a fourth: 4.1 u (|m| + W), where |m| <= Y E + E^2/2 + W. The slack of bytes.h has room for what is of
-// Y E and E^2/2; what is of W is covered, as the roundings of W itself, by the inflation of R, Y + R, A and B (2^-9 or
-// 2^-10) and by one s t more.
+// its sum with W a fourth: 4.1 u (|m| + W), where |m| <= Y E + E^2/2 + W. What is of Y E and E^2/2 stays below the eps
+// of bytes.h, and so does the rounding of the float32 score that m + W is compared with, g(D+5) (Y E + E^2/2): the
+// slack of bytes.h has room for both. What is of W is covered, as the roundings of W itself, by the inflation of R,
+// Y + R, A and B (2^-9 or 2^-10) and by one s t more.
 #pragma once
 
 #include <new>
