@@ -15,16 +15,14 @@ template <class Visit>
 void visit_chunk(const SegmentSum& call, const CodeOrder& order, int64_t group, int64_t chunk, Visit&& visit) {
   const Rows& x = call.x;
   const Grid<const int64_t>& indices = call.indices;
-  const int64_t first = chunk * order.chunk_rows;
-  const int64_t last = first + order.chunk_rows < x.rows() ? first + order.chunk_rows : x.rows();
-  int64_t r1 = first / x.rows2, r2 = first % x.rows2;
-  for (int64_t row = first; row < last; ++row) {
-    visit(indices.data[group * indices.group_stride + r1 * indices.stride1 + r2 * indices.stride2],
-          group * x.group_stride + r1 * x.stride1 + r2 * x.stride2);
-    if (++r2 == x.rows2) {
-      r2 = 0;
-      ++r1;
-    }
+  const int64_t begin = chunk * order.chunk_rows, rest = x.rows() - begin;
+  int64_t r1 = begin / x.rows2, r2 = begin % x.rows2;
+  for (int64_t left = rest < order.chunk_rows ? rest : order.chunk_rows; left > 0; ++r1, r2 = 0) {
+    const int64_t run = x.rows2 - r2 < left ? x.rows2 - r2 : left;
+    const int64_t* index = indices.data + group * indices.group_stride + r1 * indices.stride1 + r2 * indices.stride2;
+    int64_t offset = group * x.group_stride + r1 * x.stride1 + r2 * x.stride2;
+    for (int64_t i = 0; i < run; ++i, index += indices.stride2, offset += x.stride2) visit(*index, offset);
+    left -= run;
   }
 }
 

@@ -101,8 +101,8 @@ FASTVQ_INLINE void sum_columns(const Listed<Source>& rows, int64_t first, Out* o
   for (int v = 0; v < COUNT; ++v) store_narrow(out + first + v * WIDE, sums[v]);
 }
 
-// Adds ROWS rows from `i` on, one after the other, to the sums of a strip of columns.
-template <int ROWS, class Source>
+// Adds ROWS rows from `i` on, one after the other, to the sums of a strip of columns, which FIRST are zeros.
+template <int ROWS, bool FIRST, class Source>
 FASTVQ_INLINE void add_strip(const Listed<Source>& rows, int64_t i, int64_t first, int64_t width, double* sums) {
   constexpr int64_t AHEAD = 8, LINE = 64 / sizeof(Source);
   const Source *row[ROWS], *later[ROWS];
@@ -112,7 +112,8 @@ FASTVQ_INLINE void add_strip(const Listed<Source>& rows, int64_t i, int64_t firs
     later[r] = rows.later(i + r + AHEAD) + first;
   }
   const auto add = [&](int64_t d) {
-    Wide sum = load<Wide>(sums + d);
+    Wide sum{};
+    if constexpr (!FIRST) sum = load<Wide>(sums + d);
 #pragma GCC unroll 2
     for (int r = 0; r < ROWS; ++r) sum = add_wide(sum, load_wide(row[r] + d));
     store(sums + d, sum);
@@ -131,10 +132,12 @@ FASTVQ_INLINE void add_strip(const Listed<Source>& rows, int64_t i, int64_t firs
 template <class Source, class Out>
 void sum_strip(const Listed<Source>& rows, int64_t first, int64_t width, Out* out) {
   alignas(64) double sums[STRIP];
-  for (int64_t d = 0; d < width; ++d) sums[d] = 0;
-  int64_t i = 0;
-  for (; i + 2 <= rows.count; i += 2) add_strip<2>(rows, i, first, width, sums);
-  if (i < rows.count) add_strip<1>(rows, i, first, width, sums);
+  int64_t i = 2;
+  if (rows.count >= 2) add_strip<2, true>(rows, 0, first, width, sums);
+  else if (rows.count == 1) add_strip<1, true>(rows, 0, first, width, sums);
+  else std::memset(sums, 0, width * sizeof(double));
+  for (; i + 2 <= rows.count; i += 2) add_strip<2, false>(rows, i, first, width, sums);
+  if (i < rows.count) add_strip<1, false>(rows, i, first, width, sums);
   for (int64_t d = 0; d < width; d += WIDE) store_narrow(out + first + d, load<Wide>(sums + d));
 }
 
