@@ -44,6 +44,6 @@ void search(const Nearest& call, int64_t group, int64_t first, int64_t last, int
 
 extern const NearestKernels topk_kernels;
 const NearestKernels topk_kernels{plan,        read_codes, centre_codes,  pack_codes,
-                                  bound_codes, block_rows, scratch_bytes, search, nullptr};
+                                  bound_codes, block_rows, scratch_bytes, search, nullptr, nullptr};
 
 }  // namespace fastvq::cpu::FASTVQ_ISA

@@ -103,6 +103,8 @@ def test_many_groups(cpu, groups, dim):
         x = torch.randn(rows, groups, dim).transpose(0, 1)[:, :, None]
         codebook = torch.randn(groups, codes, dim)
         check(cpu, x, codebook, (torch.rand(rows, 1) > 0.5).expand(groups, rows, 1) if rows == 64 else None, metric)
+    two_axes = torch.randn(19, groups, 31, dim + 1)[..., :dim].transpose(0, 1)  # what is copied first lies apart
+    check(cpu, two_axes, torch.randn(groups, 300, dim))
 
 
 @pytest.mark.parametrize("metric", reference.METRICS)
