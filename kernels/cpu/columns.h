@@ -8,9 +8,9 @@
 // of what rounding took:
 //   |s t Z_k - S_k| <= W = R A + (Y + R) B + 2 s t   besides the roundings of y^ and e^ in nearest.h.
 // A row keeps of a panel m = s t max Z_k: all its scores lie below m + W. The panel with the largest m is scored in
-// float32, for all rows of a block that have it in common, then every other panel whose m + W reaches what was best
-// there, less the slack: those left out hold no code that the oracle prefers to that one. Among the panels scored the
-// argument of nearest.h decides. On normal data of 8 values 512 codes take 1.54 panels a row, where 2.12 reach the
+// float32, for all rows listed together that have it in common, then every other panel whose m + W reaches what was
+// best there, less the slack: those left out hold no code that the oracle prefers to that one. Among the panels scored
+// the argument of nearest.h decides. On normal data of 8 values 512 codes take 1.54 panels a row, where 2.12 reach the
 // largest m - W.
 // R may be any size: rows far larger than the others of their set are cut off at 127 steps. m has three roundings and
 // its sum with W a fourth: 4.1 u (|m| + W), where |m| <= Y E + E^2/2 + W. What is of Y E and E^2/2 stays below the eps
@@ -32,7 +32,6 @@ namespace fastvq::cpu::FASTVQ_ISA {
 constexpr int64_t MOST_VISITS = 1 << 15;  // that are listed together
 constexpr int64_t AHEAD = 16;  // panels whose biases are made together: the products that follow read them at once
 constexpr float ABSENT_STEPS = 0x1p30f;           // minus the bias of an absent code
-constexpr int32_t ABSENT = -(int32_t{1} << 29);  // what only absent codes score below
 
 // Of a panel: its step t, 1 / t, A and B, then its codes' bytes plus 128, a row of entries for each four of the PADDED
 // values.
@@ -239,16 +238,16 @@ static void bound_by_bytes(const ByteSet<PADDED>& rows, const float* packed, con
       where[v] = select(more, splat(static_cast<int32_t>(panel)), where[v]);
     }
   }
-  alignas(64) int32_t panel[SET];
+  alignas(64) int32_t leading[SET];
   uint64_t present = 0;
   for (int v = 0; v < VECS; ++v) {
     present |= uint64_t{rows.safe[v]} << v * LANES;
-    store(panel + v * LANES, where[v]);
+    store(leading + v * LANES, where[v]);
   }
   for (int r = 0; r < count; ++r) {
-    s.visitors[panel[r] * s.width + s.counts[panel[r]]] = first_row + r;
-    s.counts[panel[r]] += present >> r & 1;
-    most[panel[r] * SET + r] = NAN;  // above and below nothing
+    s.visitors[leading[r] * s.width + s.counts[leading[r]]] = first_row + r;
+    s.counts[leading[r]] += present >> r & 1;
+    most[leading[r] * SET + r] = NAN;  // reaches nothing: list_rivals passes it over
   }
 }
 

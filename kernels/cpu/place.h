@@ -17,7 +17,7 @@ struct FourOf {
   typedef T type __attribute__((vector_size(4 * sizeof(T))));
 };
 
-constexpr int64_t AHEAD_ROWS = 8;
+constexpr int64_t AHEAD_ROWS = 8;  // fetched as if groups lay side by side; where they do not, that is in vain
 
 // Copies rows [first, last) of neighbouring groups to (groups, stride); row by row, each `dim` long.
 template <int DIM>

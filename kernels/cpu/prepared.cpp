@@ -147,7 +147,7 @@ void PreparedSearch::search(int64_t first_group, int64_t groups, int64_t first, 
   call.result_group_stride = found.stride;
   call.result_first = first_group * found.stride + first;
   int64_t from = first;
-  if (found.rows) {
+  if (found.rows) {  // rows are numbered from 0 then, groups as before
     isa_->take(asked_.x, first_group, groups, first, last, found.rows, found.row_stride);
     const uintptr_t group_bytes = found.row_stride * sizeof(float), start = reinterpret_cast<uintptr_t>(found.rows);
     call.x.data = reinterpret_cast<const void*>(start - first_group * group_bytes);

@@ -95,6 +95,13 @@ def test_every_number_of_rows(cpu, rows, dim):
     check(cpu, x.transpose(1, 2), codebook, None, "cosine")
 
 
+@pytest.mark.parametrize(("rows", "dim"), [(600, 8), (511, 16)])
+def test_narrow_rows_and_many_codes(cpu, rows, dim):
+    """More panels than a block of rows has room to list: parts of the block take turns."""
+    x, codebook = make(rows, 4096, dim, torch.float32)
+    check(cpu, x, codebook)
+
+
 @pytest.mark.parametrize("dim", [3, 8, 13])
 @pytest.mark.parametrize("groups", [25, 67])
 def test_many_groups(cpu, groups, dim):

@@ -9,7 +9,7 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("dim", [1, 3, 8, 9, 16, 17, 33, 64, 130])
+@pytest.mark.parametrize("dim", [1, 3, 8, 9, 16, 17, 33, 64, 130, 257, 322, 1281, 2307])
 def test_segment_sum(cpu, dim, dtype):
     torch.manual_seed(dim)
     for groups, rows, codes in ((1, 0, 3), (3, 1, 1), (2, 97, 31), (5, 64, 2)):
