@@ -2,8 +2,8 @@
 // as they are searched.
 //
 // Narrow rows are part of a cache line, hundreds of bytes apart, and results 4 and 8 bytes: neither a prefetcher nor
-// the cache's sets are made for such strides. Read as they are searched, 64 groups of 8 values took 19 to 23 cycles a row
-// to stand up (9 from the copy), and results, written as they are found, a tenth of the time.
+// the cache's sets are made for such strides. Read as they are searched, 64 groups of 8 values took 19 to 23 cycles a
+// row to stand up (9 from the copy), and results, written as they are found, a tenth of the time.
 // Here rows are copied, some groups of one row after those of the last, and results are transposed, four rows of four
 // groups at a time.
 #pragma once
